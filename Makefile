@@ -1,0 +1,40 @@
+# Every command a person needs. Nothing has to be activated or exported.
+#   make setup PYTHON=python3.12        another interpreter (3.11, 3.12 or 3.13)
+#   make setup TORCH_INDEX=https://...  torch, and nothing else, from this index
+#   make test ARGS='-m slow -x'         arguments for pytest
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHON TORCH_INDEX GPU
+export HF_HUB_DISABLE_TELEMETRY := 1
+# Waiting OpenMP threads sleep: on a busy machine, spinning ones slow a training step several times.
+export OMP_WAIT_POLICY := PASSIVE
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 14
+
+repro: .venv/ready  ## run the pipeline, then show its result
+	.venv/bin/dvc repro
+	.venv/bin/python -m pipeline.summary
+
+test: .venv/ready  ## run the tests
+	.venv/bin/python -m pytest $(ARGS)
+
+check: .venv/ready  ## check format, lint and types
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/pyright
+
+plots: .venv/ready  ## draw the plots into a page that needs no network
+	.venv/bin/python -m pipeline.plots
+
+setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
+
+constraints:  ## choose package versions anew, in a fresh .venv, and write constraints.txt
+	rm -rf .venv
+	LOCK=1 setup/install.sh
+
+.venv/ready: pyproject.toml constraints.txt $(wildcard setup/*)
+	@setup/install.sh
+
+.PHONY: help repro test check plots setup constraints

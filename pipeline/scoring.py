@@ -1,0 +1,194 @@
+"""A GGUF and chat messages -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp's kernels.
+
+One llama_decode scores a question: the prompt's tokens belong to every sequence of a unified cache, and each surface
+form of a label follows under a sequence of its own. A form of one token costs nothing beyond the prompt.
+"""
+
+import ctypes
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.prompt import LABELS
+from pipeline.records import Message
+from pipeline.stage import Fail
+
+N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and part of the protocol
+UNPARSABLE = "unparsable"
+
+
+def surface_forms(label: str) -> list[str]:
+    """The ways a model may begin its answer with a label."""
+    return [label, label.capitalize()]
+
+
+def parse_decision(text: str, finished: bool) -> str | None:
+    """The label that an answer begins with as a whole word; None if there is none, or not yet a whole word."""
+    end = r"(?!\w)" if finished else r"(?=\W)"
+    found = re.match(rf"\W*({'|'.join(LABELS)}){end}", text, re.IGNORECASE)
+    return found[1].lower() if found else None
+
+
+def log_sum_exp(values: list[float]) -> float:
+    """log(sum(exp(v))), without overflow."""
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+class Scorer:
+    """A loaded GGUF. Use it as a context manager: it holds native memory.
+
+    N_GPU_LAYERS and N_THREADS in the environment say where it runs; they are no parameters, as they change no decision.
+    """
+
+    def __init__(self, gguf: Path, n_ctx: int) -> None:
+        import llama_cpp
+        from llama_cpp._logger import set_verbose
+
+        set_verbose(False)
+        self.lib: Any = llama_cpp
+        self.n_ctx = n_ctx
+        self.model: Any = None
+        self.context: Any = None
+        if not gguf.is_file() or gguf.open("rb").read(4) != b"GGUF":
+            raise Fail(f"{gguf} is missing or is no GGUF file; run `dvc checkout {gguf}` or `dvc repro`")
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = int(os.environ.get("N_GPU_LAYERS", "999"))
+        self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
+        if not self.model:
+            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it is truncated or altered; run `dvc repro`")
+        self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.forms = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
+        # A form of one token is read off the prompt's last logits; only longer ones need a sequence.
+        self.tails = [form for forms in self.forms.values() for form in forms if len(form) > 1]
+        self.template = self.chat_template()
+        self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
+        if not self.context:
+            raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; lower evaluate.n_ctx")
+
+    def context_params(self) -> Any:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.n_ctx
+        params.n_ubatch = N_UBATCH
+        params.n_seq_max = 1 + len(self.tails)
+        params.kv_unified = True
+        # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
+        params.n_outputs_max = 1 + sum(len(tail) - 1 for tail in self.tails)
+        params.flash_attn_type = 0
+        params.n_threads = params.n_threads_batch = int(os.environ.get("N_THREADS", len(os.sched_getaffinity(0))))
+        return params
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.context:
+            self.lib.llama_free(self.context)
+        if self.model:
+            self.lib.llama_model_free(self.model)
+
+    def chat_template(self) -> Any:
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self.lib.llama_model_chat_template(self.model, None)
+        if not template:
+            raise Fail("the GGUF holds no chat template; convert it from a directory with chat_template.jinja")
+        bos, eos = (
+            self.piece(token(self.vocab)).decode()
+            for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
+        )
+        return Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens parsed, nothing added."""
+        data = text.encode()
+        tokens = (self.lib.llama_token * (len(data) + 1))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, True)
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; a special token's name."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:length]
+
+    def prompt_tokens(self, messages: list[Message]) -> list[int]:
+        """Token ids of the messages in the GGUF's own chat template, up to where the assistant begins."""
+        return self.tokenize(self.template(messages=messages).prompt)
+
+    def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
+        """Feed `tokens` from position `start`; each tail's tokens but the last follow under a sequence of their own."""
+        extra = sum(len(tail) - 1 for tail in tails)
+        batch = self.lib.llama_batch_init(len(tokens) + extra, 0, 1 + len(tails))
+        try:
+            index = 0
+
+            def add(token: int, position: int, sequences: range, logits: bool) -> None:
+                nonlocal index
+                batch.token[index], batch.pos[index], batch.logits[index] = token, position, logits
+                batch.n_seq_id[index] = len(sequences)
+                for i, sequence in enumerate(sequences):
+                    batch.seq_id[index][i] = sequence
+                index += 1
+
+            for i, token in enumerate(tokens):
+                add(token, start + i, range(1 + len(tails)), i == len(tokens) - 1)
+            for sequence, tail in enumerate(tails, 1):
+                for i, token in enumerate(tail[:-1]):
+                    add(token, start + len(tokens) + i, range(sequence, sequence + 1), True)
+            batch.n_tokens = index
+            if status := self.lib.llama_decode(self.context, batch):
+                raise RuntimeError(f"llama_decode returned {status}")
+        finally:
+            self.lib.llama_batch_free(batch)
+
+    def log_probabilities(self, index: int) -> Any:
+        """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""
+        import numpy as np
+
+        pointer = self.lib.llama_get_logits_ith(self.context, index)
+        logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
+        shifted = logits - logits.max()
+        return shifted - np.log(np.exp(shifted).sum())
+
+    def score(self, messages: list[Message]) -> tuple[dict[str, float], Any, int]:
+        """Log-probability of each label as the answer's first words, summed over its surface forms.
+
+        Returns it with the next token's log-probabilities and the number of the prompt's tokens, for `greedy`.
+        """
+        tokens = self.prompt_tokens(messages)
+        if len(tokens) + max(map(len, self.tails), default=0) > self.n_ctx:
+            raise Fail(f"a prompt has {len(tokens)} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+        self.decode(tokens, self.tails, 0)
+        first = self.log_probabilities(len(tokens) - 1)
+        index = len(tokens)
+        scores: dict[str, float] = {}
+        for label, forms in self.forms.items():
+            totals: list[float] = []
+            for form in forms:
+                total = float(first[form[0]])
+                for token in form[1:]:
+                    total += float(self.log_probabilities(index)[token])
+                    index += 1
+                totals.append(total)
+            scores[label] = log_sum_exp(totals)
+        return scores, first, len(tokens)
+
+    def greedy(self, first: Any, position: int, max_new_tokens: int) -> str:
+        """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""
+        text, log_probabilities = b"", first
+        for count in range(1, max_new_tokens + 1):
+            token = int(log_probabilities.argmax())
+            if self.lib.llama_vocab_is_eog(self.vocab, token):
+                break
+            text += self.piece(token)
+            if decision := parse_decision(text.decode(errors="replace"), finished=False):
+                return decision
+            if count < max_new_tokens:
+                self.decode([token], [], position + count - 1)
+                log_probabilities = self.log_probabilities(0)
+        return parse_decision(text.decode(errors="replace"), finished=True) or UNPARSABLE

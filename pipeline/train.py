@@ -1,0 +1,228 @@
+"""Train: formatted examples and a base -> a LoRA adapter, by QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
+
+The base's linear layers are quantized to NF4 and frozen; rank-r updates (Hu et al. 2021,
+https://arxiv.org/abs/2106.09685) are trained with TRL's SFTTrainer, the loss taken on the assistant's turn alone.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.records import read_json, read_jsonl, write_csv, write_json
+from pipeline.stage import Fail, Section, Usage, run, writing
+from pipeline.weights import IDENTITY, MANIFEST, load_directory
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Params(Section):
+    """Names and meanings are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig."""
+
+    backend: Literal["trl"]
+    seed: int
+    r: Positive
+    lora_alpha: Positive
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    bnb_4bit_quant_type: Literal["nf4", "fp4"]
+    bnb_4bit_use_double_quant: bool
+    dtype: Literal["float32", "bfloat16", "float16"]  # of the computation
+    max_length: Positive  # tokens; a longer example is refused, never cut
+    max_steps: Positive
+    per_device_train_batch_size: Positive
+    gradient_accumulation_steps: Positive
+    gradient_checkpointing: bool
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+
+
+def quantized_lora(params: Params, directory: Path) -> tuple[Any, Any]:
+    """The base in 4 bit with fresh LoRA matrices, and its tokenizer: the seam between backends."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    dtype = getattr(torch, params.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=dtype,
+        device_map={"": 0} if torch.cuda.is_available() else "cpu",
+        use_safetensors=True,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=params.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+    )
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.gradient_checkpointing)
+    lora = LoraConfig(
+        r=params.r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        target_modules=params.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora), AutoTokenizer.from_pretrained(directory)
+
+
+def check_lengths(pmids: list[str], lengths: list[int], max_length: int) -> None:
+    """Raise `Fail` if an example has more than `max_length` tokens: cutting it would cut the answer off."""
+    if long := [(length, pmid) for length, pmid in zip(lengths, pmids, strict=True) if length > max_length]:
+        length, pmid = max(long)
+        raise Fail(
+            f"params.yaml: train.max_length: {len(long)} examples have more than {max_length} tokens "
+            f"(the longest {length}, PMID {pmid}); raise it to {length}"
+        )
+
+
+def memory() -> tuple[float, float, float]:
+    """Resident memory of this process now, and the peak of allocated and of reserved VRAM so far, in MiB."""
+    import psutil
+    import torch
+
+    vram = (
+        (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else (0, 0)
+    )
+    rss, allocated, reserved = (round(size / 2**20, 1) for size in (psutil.Process().memory_info().rss, *vram))
+    return rss, allocated, reserved
+
+
+def step_recorder() -> Any:
+    """A transformers callback that keeps (step, seconds, tokens so far, rss, allocated, reserved) after every step."""
+    from transformers import TrainerCallback
+
+    class StepRecorder(TrainerCallback):
+        def __init__(self) -> None:
+            self.rows: list[tuple[float, ...]] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            tokens = state.num_input_tokens_seen
+            self.rows.append((state.global_step, time.perf_counter(), tokens, *memory()))
+
+    return StepRecorder()
+
+
+def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dict[str, Any]]], work: Path) -> Any:
+    """TRL's SFTTrainer over prompt/completion rows; TRL masks the prompt, so that only the answer is learnt."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def dataset(split: str) -> Any:
+        return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows[split]])
+
+    config = SFTConfig(
+        output_dir=str(work),
+        seed=params.seed,
+        data_seed=params.seed,
+        max_length=None,
+        max_steps=params.max_steps,
+        per_device_train_batch_size=params.per_device_train_batch_size,
+        per_device_eval_batch_size=params.per_device_train_batch_size,
+        gradient_accumulation_steps=params.gradient_accumulation_steps,
+        gradient_checkpointing=params.gradient_checkpointing,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_scheduler_type,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        optim=params.optim,
+        bf16=params.dtype == "bfloat16",
+        fp16=params.dtype == "float16",
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="no",
+        report_to="none",
+    )
+    trainer: Any = SFTTrainer(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=dataset("train"),
+        eval_dataset=dataset("validation"),
+    )
+    # TRL casts the adapter of a 4-bit base to bfloat16: GradScaler fails on it, and a resumed run would differ.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def throughput(steps: list[tuple[float, ...]], warm_up: int) -> float:
+    """Tokens a second, prompt included and padding not, over the steps after the first `warm_up`."""
+    first, last = steps[min(warm_up, len(steps) - 1)], steps[-1]
+    return (last[2] - first[2]) / (last[1] - first[1]) if last[0] > first[0] else 0.0
+
+
+def save_adapter(model: Any, directory: Path, manifest: dict[str, Any]) -> None:
+    """PEFT's two files and the base's identity, with nothing in them that names this machine or changes run by run."""
+    model.save_pretrained(directory, save_embedding_layers=False)  # left to itself, PEFT asks the hub about them
+    (directory / "README.md").unlink(missing_ok=True)
+    config = read_json(directory / "adapter_config.json")
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT saves a set, in another order every time
+    config["base_model_name_or_path"] = manifest.get("repo_id", manifest["source"])
+    write_json(directory / "adapter_config.json", config)
+    write_json(directory / IDENTITY, {"files": manifest["files"]})
+
+
+def main(
+    train: Path,
+    validation: Path,
+    base: Path,
+    adapter: Path,
+    metrics: Path,
+    log: Path,
+    memory_log: Path,
+    resources: Path,
+) -> None:
+    """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG a row a step; RESOURCES."""
+    params = Params.load("train")
+    rows = {"train": read_jsonl(train), "validation": read_jsonl(validation)}
+    usage = Usage()
+    manifest = read_json(base / MANIFEST)
+    directory = load_directory(base, manifest)
+
+    from transformers import set_seed
+
+    set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed comes too late for it
+    model, tokenizer = quantized_lora(params, directory)
+    recorder = step_recorder()
+    with writing(adapter) as partial:
+        trainer = build_trainer(params, model, tokenizer, rows, partial)
+        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+        check_lengths([row["pmid"] for row in rows["train"]], lengths, params.max_length)
+        trainer.add_callback(recorder)
+        trainer.train()
+        validation_loss = trainer.evaluate()["eval_loss"]
+        save_adapter(model, partial, manifest)
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    losses = [row["loss"] for row in history]
+    columns = ["step", "loss", "learning_rate", "grad_norm"]
+    write_csv(log, columns, ([row[name] for name in columns] for row in history))
+    write_csv(
+        memory_log,
+        ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"],
+        ((row[0], *row[3:]) for row in recorder.rows),
+    )
+    write_json(metrics, {"first_loss": losses[0], "last_loss": losses[-1], "validation_loss": validation_loss})
+    _, allocated, reserved = memory()
+    figures = {
+        **usage.figures(),
+        "peak_vram_allocated_mib": allocated,
+        "peak_vram_reserved_mib": reserved,
+        "tokens_per_second": round(throughput(recorder.rows, params.warmup_steps), 1),
+    }
+    write_json(resources, figures)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Builds .venv: the packages of pyproject.toml at the versions of constraints.txt, and llama.cpp from source.
+# `make setup` runs this; interrupted, it goes on from where it was when run again. Variables that it reads:
+#   PYTHON=/path/to/python3.12  the interpreter to use
+#   TORCH_INDEX=https://...     take torch, and nothing else, from this index (PyTorch's CPU index, say)
+#   LOCK=1                      choose versions anew and write constraints.txt (`make constraints`)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+llama_cpp=llama-cpp-python==0.3.36
+llama_cpp_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+venv=$PWD/.venv
+log=$venv/setup.log
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+# --- Whatever can be refused is refused before anything is downloaded.
+
+[ "$(uname -s)" = Linux ] || fail "this project runs on Linux and this is $(uname -s); use a Linux machine, a container or WSL 2"
+[ -z "${GPU:-}" ] || fail "GPU=1 is not there yet; run this without it, for the CPU"
+
+python=
+for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+    if "$candidate" -c "$supported" 2>/dev/null; then python=$candidate; break; fi
+done
+if [ -z "$python" ]; then
+    found=$("${PYTHON:-python3}" --version 2>/dev/null) || found="no working Python"
+    fail "Python 3.11, 3.12 or 3.13 is needed and ${PYTHON:-python3} is $found;" \
+        "install one, or name it: make setup PYTHON=/path/to/python3.12"
+fi
+"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$python lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv), then run this again"
+
+compiles() { # language, header, candidates...: succeeds if one of the candidates compiles a line
+    local language=$1 header=$2 candidate
+    for candidate in "${@:3}"; do
+        if echo "#include <$header>" | $candidate -x "$language" -fsyntax-only - 2>/dev/null; then return; fi
+    done
+    return 1
+}
+compiles c stdio.h "${CC:-cc}" gcc clang && compiles c++ thread "${CXX:-c++}" g++ clang++ ||
+    fail "no working C and C++ compiler was found, and llama.cpp is compiled here;" \
+        "install one (Debian, Ubuntu: apt install g++), then run this again"
+
+# Measured: 2.2 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
+# CUDA, which is what pip takes by default, is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
+case ${TORCH_INDEX:-} in */cpu*) need=4 ;; *) need=13 ;; esac
+if compgen -G "$venv/lib/python3*/site-packages/torch/version.py" >/dev/null; then need=1; fi
+free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1000000))
+if [ "$free" -lt "$need" ]; then
+    without=
+    [ "$need" != 13 ] || without=", or take torch without CUDA (4 GB): make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+    fail "$need GB of free disk are needed in $PWD and there are $free; free some$without"
+fi
+
+# --- The virtual environment.
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    say "1/3 virtual environment: .venv, $("$python" --version)"
+    "$python" -m venv --clear "$venv" || fail "$python could not make $venv; the lines above say why"
+fi
+export TMPDIR=$venv/tmp PATH=$venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+rm -rf "$TMPDIR"
+mkdir "$TMPDIR"
+trap 'rm -rf "$TMPDIR"' EXIT
+: >"$log"
+
+pip() { # pip with its output in the log, of which downloads of 20 MB and more and errors are shown
+    local shown='s/^.*Downloading ([^ ]+)-[0-9][^ ]* (\(([2-9][0-9]|[0-9]{3,})\.[0-9] MB\)|\([0-9.]+ GB\)).*/setup:     \1 \2/p; /^ *ERROR:/p'
+    "$venv/bin/python" -m pip "$@" --progress-bar off 2>&1 | tee -a "$log" | sed -unE "$shown" ||
+        fail "pip $1 failed; the lines above or $log say why, and running this again goes on from here"
+}
+
+# --- Packages.
+
+say "2/3 packages: at first 0.8 GB to download (3.3 GB with CUDA) and some minutes"
+wanted=$TMPDIR/requirements.txt
+"$venv/bin/python" -c '
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+groups = [project["dependencies"], *project["optional-dependencies"].values()]
+print(*sorted({pin for group in groups for pin in group if not pin.startswith("llama-cpp-python")}), sep="\n")
+' >"$wanted"
+constraints=constraints.txt
+[ -z "${LOCK:-}" ] || constraints=/dev/null
+pip install "$(grep '^pip==' "$wanted")"
+[ -z "${TORCH_INDEX:-}" ] || pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' "$wanted")"
+pip install -r "$wanted" -c "$constraints"
+
+# --- llama.cpp: the runtime, its converter and its gguf library, all from the source package of llama-cpp-python.
+
+# The compiler optimises for the CPU that it runs on, so the wheels are kept for this CPU, compiler and source alone.
+key=$({ echo "$llama_cpp_sha256"; cat setup/llama.cmake; "${CXX:-c++}" --version; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>&1 | sha256sum)
+wheels=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/medical-reasoner/llama.cpp-${key:0:16}
+if [ ! -d "$wheels" ]; then
+    say "3/3 llama.cpp: compiling, about 2 minutes on two cores"
+    echo "$llama_cpp --hash=sha256:$llama_cpp_sha256" >"$TMPDIR/llama.txt"
+    pip download --no-deps --no-build-isolation --no-binary :all: -r "$TMPDIR/llama.txt" -d "$TMPDIR"
+    source=("$TMPDIR"/llama_cpp_python-*.tar.gz)
+    # No cache: pip would hand out a wheel that it built from this package with other options.
+    build=(wheel --no-deps --no-build-isolation --no-cache-dir -w "$TMPDIR/wheels")
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/setup/llama.cmake" \
+        pip "${build[@]}" "${source[0]}"
+    pip "${build[@]}" "llama-cpp-scripts @ file://${source[0]}#subdirectory=vendor/llama.cpp"
+    pip "${build[@]}" "gguf @ file://${source[0]}#subdirectory=vendor/llama.cpp/gguf-py"
+    mkdir -p "$(dirname "$wheels")"
+    mv "$TMPDIR/wheels" "$wheels"
+fi
+pip install --no-deps --force-reinstall "$wheels"/*.whl
+
+if [ -n "${LOCK:-}" ]; then
+    sed -i '/^[^#]/d' constraints.txt
+    "$venv/bin/python" -c '
+from importlib.metadata import distributions
+pins = {d.name.lower().replace("_", "-"): d.version.partition("+")[0] for d in distributions()}
+print(*(f"{name}=={version}" for name, version in sorted(pins.items())), sep="\n")
+' >>constraints.txt
+fi
+touch "$venv/ready"
+say "done"
