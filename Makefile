@@ -1,9 +1,8 @@
 # Every command a person needs. Nothing has to be activated or exported.
-#   make setup PYTHON=python3.12        another interpreter (3.11, 3.12 or 3.13)
+#   make setup PYTHON=python3.12        another interpreter (3.11 to 3.14)
 #   make setup TORCH_INDEX=https://...  torch, and nothing else, from this index
 #   make test ARGS='-m slow -x'         arguments for pytest
 
-SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON TORCH_INDEX GPU
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -29,6 +28,7 @@ plots: .venv/ready  ## draw the plots into a page that needs no network
 	.venv/bin/python -m pipeline.plots
 
 setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
+	@echo "setup: .venv is ready; to make it anew, remove it and run this again"
 
 constraints:  ## choose package versions anew, in a fresh .venv, and write constraints.txt
 	rm -rf .venv

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from pipeline.records import write_json
 from pipeline.stage import Fail, Section, Usage, read_section, run, writing
-from pipeline.weights import MANIFEST, copy_configuration, describe, fetch
+from pipeline.weights import MANIFEST, copy_configuration, describe, fetch, hub_errors
 
 
 class Hub(Section):
     source: Literal["hub"]
-    repo_id: str
+    repo_id: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]  # a commit: a branch moves
 
 
@@ -50,12 +50,18 @@ def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
     if os.environ.get("HF_HUB_OFFLINE"):
         return describe(fetch(repo_id, revision, ["*.safetensors"]))
     fetch(repo_id, revision, [])  # its errors are sentences, and come before any question about files
-    siblings = HfApi().model_info(repo_id, revision=revision, files_metadata=True).siblings or []
+    with hub_errors(repo_id, revision):
+        siblings = HfApi().model_info(repo_id, revision=revision, files_metadata=True).siblings or []
     # Llama 3's repositories hold the same weights once more under original/: only the top level is the model.
     shards = [file for file in siblings if "/" not in file.rfilename and file.rfilename.endswith(".safetensors")]
     if not shards:
         raise Fail(f"{repo_id} at {revision} holds no safetensors weights; pickle weights are refused")
-    return [{"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256} for file in shards if file.lfs]
+    files: list[dict[str, Any]] = []
+    for file in shards:
+        if not file.lfs:
+            raise Fail(f"{repo_id} at {revision}: the hub tells no sha256 of {file.rfilename}, so it cannot be checked")
+        files.append({"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256})
+    return files
 
 
 def main(base: Path, metrics: Path, resources: Path) -> None:

@@ -19,6 +19,8 @@ from pipeline.stage import Fail, Section, read_section, run, writing
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ATTEMPTS = 5
+PUBMEDQA_SHA256 = "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d"  # ori_pqal.json at 1cbae8e
+PUBMEDQA = {"name": "PubMedQA PQA-L", "dataset": "qiaojin/PubMedQA", "licence": "MIT"}
 
 
 class File(Section):
@@ -29,7 +31,7 @@ class File(Section):
 class Artificial(Section):
     """PQA-A: 211,269 questions made from statement titles, 92.8 % yes, 7.2 % no."""
 
-    repo_id: str
+    repo_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     file: File  # a parquet file of the repository's folder pqa_artificial
     questions: Annotated[int, Field(gt=0)]
@@ -91,6 +93,7 @@ def download(url: str, target: Path) -> None:
     """Download `url`; a lost connection, a short body, 429 and 5xx are tried again, a bounded number of times."""
     import requests
 
+    problem = ""
     for attempt in range(1, ATTEMPTS + 1):
         wait = 2.0 ** (attempt - 1)
         try:
@@ -140,13 +143,13 @@ def artificial_records(params: Artificial) -> dict[str, Record]:
     Reads `contexts` and `labels` of the context field and nothing else of it: in the hub's files it holds more.
     """
     from datasets import Dataset
+    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = f"pqa_artificial/{params.file.name}"
     try:
         path = hf_hub_download(params.repo_id, name, repo_type="dataset", revision=params.revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (HTTPError, OSError) as error:  # the hub's own errors are these too
         raise Fail(
             f"{name} of {params.repo_id} at {params.revision} could not be fetched from the hub "
             f"({type(error).__name__}); check the network and params.yaml's download.pqa_artificial"
@@ -182,7 +185,8 @@ def main(raw: Path) -> None:
         else:
             fetch(params.location, params.records, partial / "ori_pqal.json")
             fetch(params.location, params.test_ground_truth, partial / "test_ground_truth.json")
-            source = {"simulated": False, "name": "PubMedQA PQA-L or questions in its schema", "licence": "MIT"}
+            known = PUBMEDQA if params.records.sha256 == PUBMEDQA_SHA256 else {"name": "own data", "licence": "its own"}
+            source = {"simulated": False, **known}
             if params.pqa_artificial:
                 write_json(partial / "ori_pqaa.json", artificial_records(params.pqa_artificial))
         write_json(partial / "source.json", source)

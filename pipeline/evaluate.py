@@ -12,12 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline.measures import summary
+from pipeline.measures import COLUMNS, summary
 from pipeline.records import read_jsonl, write_csv, write_json
 from pipeline.scoring import Scorer
 from pipeline.stage import Fail, Section, Usage, run
-
-COLUMNS = ["pmid", "label", "yes", "no", "maybe", "prediction", "greedy"]
 
 
 class Params(Section):
@@ -36,9 +34,9 @@ def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], di
         for row in tqdm(questions, desc=f"questions to {gguf.name.strip('.')}"):
             try:
                 scores, first, count = scorer.score(row["prompt"])
+                greedy = scorer.greedy(first, count, params.max_new_tokens)
             except Fail as error:
                 raise Fail(f"{test}, PMID {row['pmid']}: {error}") from None
-            greedy = scorer.greedy(first, count, params.max_new_tokens)
             prediction = max(scores, key=lambda label: scores[label])
             rows.append([row["pmid"], row["label"], *(f"{p:.6f}" for p in scores.values()), prediction, greedy])
             tokens += count

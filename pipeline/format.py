@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from tqdm import tqdm
@@ -29,6 +29,14 @@ class Params(Section):
     seed: int
 
 
+def read_by_pmid(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`: PMID -> what belongs to it."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise Fail(f"{path} is not a JSON object of PMIDs, as PubMedQA's file of that name is")
+    return cast(dict[str, Any], value)
+
+
 def problems(pmid: str, record: Any) -> list[str]:
     """What is wrong with a record, one short phrase each; empty if it can become an example."""
     if not isinstance(record, dict):
@@ -37,7 +45,8 @@ def problems(pmid: str, record: Any) -> list[str]:
     for field in ("QUESTION", "LONG_ANSWER"):
         if not isinstance(record.get(field), str) or not record[field].strip():
             found.append(f"PMID {pmid}: {field} is missing or empty")
-    contexts, labels = record.get("CONTEXTS"), record.get("LABELS")
+    contexts: Any = record.get("CONTEXTS")
+    labels: Any = record.get("LABELS")
     if not is_texts(contexts) or not contexts or not all(text.strip() for text in contexts):
         found.append(f"PMID {pmid}: CONTEXTS is missing or has an empty part")
     elif not is_texts(labels) or len(labels) != len(contexts):
@@ -105,8 +114,8 @@ def example(pmid: str, record: Record, system_prompt: str) -> Example:
 
 
 def ngrams(record: Record, n: int) -> set[tuple[str, ...]]:
-    """The word n-grams of a record's question and abstract, lower-cased, without punctuation."""
-    words = re.findall(r"\w+", " ".join([record["QUESTION"], *record["CONTEXTS"]]).lower())
+    """The word n-grams of a record's question, abstract and conclusion, lower-cased, without punctuation."""
+    words = re.findall(r"\w+", " ".join([record["QUESTION"], *record["CONTEXTS"], record["LONG_ANSWER"]]).lower())
     return set(zip(*(words[i:] for i in range(n)), strict=False))
 
 
@@ -160,12 +169,12 @@ def add_artificial(records: dict[str, Record], extra: dict[str, Record]) -> list
 def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: Path, token_lengths: Path) -> None:
     """Write FORMATTED/{train,validation,test}.jsonl and the statistics of the data."""
     params = Params.load("format")
-    records: dict[str, Record] = read_json(raw / "ori_pqal.json")
-    truth: dict[str, str] = read_json(raw / "test_ground_truth.json")
+    records: dict[str, Record] = read_by_pmid(raw / "ori_pqal.json")
+    truth: dict[str, str] = read_by_pmid(raw / "test_ground_truth.json")
     check_records(records, truth)
     pmids = split(records, truth, params)
     if (artificial := raw / "ori_pqaa.json").is_file():
-        extra: dict[str, Record] = read_json(artificial)
+        extra: dict[str, Record] = read_by_pmid(artificial)
         pmids["train"] += add_artificial(records, extra)
         records = records | extra
     splits = {name: [example(pmid, records[pmid], params.system_prompt) for pmid in pmids[name]] for name in SPLITS}

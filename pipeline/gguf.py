@@ -6,7 +6,9 @@ runtime are one commit. The converter imports torch, so it runs in a process of 
 
 import ctypes
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +21,34 @@ from pipeline.stage import Fail, scratch
 
 # What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe".
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
+MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that llama.cpp's quantizer holds at once; its default is 8 GiB
+
+
+def check_disk(model: Path, target: Path, quant_type: str) -> None:
+    """Raise `Fail` unless the disk has room for the temporary 16-bit GGUF of `model` and for `target` beside it.
+
+    BITS are those of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
+    """
+    wide = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    needed = wide * (1 + BITS[quant_type] / 16)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise Fail(
+            f"{needed / 1e9:.1f} GB of free disk are needed in {target.parent}, for a 16-bit GGUF of {model} and its "
+            f"{quant_type}, and {free / 1e9:.1f} GB are there; free some, then run `dvc repro`"
+        )
 
 
 def build(model: Path, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
     """Convert the model directory to a temporary 16-bit GGUF and quantize that to `target`; raises `Fail`."""
+    check_disk(model, target, quant_type)
     with scratch(target.with_suffix(".16bit.gguf")) as wide:
         convert(model, wide, metadata)
         quantize(wide, target, quant_type)
@@ -47,6 +71,8 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
     set_verbose(False)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
+    params.nthread = len(os.sched_getaffinity(0))
+    params.max_buf_size = MAX_BUF_SIZE
     with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar:
 
         @llama_cpp.llama_log_callback
@@ -56,7 +82,7 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
                 bar.update()
 
         llama_cpp.llama_log_set(progress, ctypes.c_void_p())
-        status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), params)
+        status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
         llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # ours is about to be collected
     if status != 0:
         raise Fail(f"llama.cpp could not quantize {source} to {quant_type} (status {status})")

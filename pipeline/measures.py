@@ -1,8 +1,7 @@
-"""What is computed from a table of predictions: pure functions, and the one reader that checks such a table.
+"""The table of predictions that `evaluate` and `baseline` write: its one reader, and the measures of one such table.
 
-Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py). Intervals
-and tests treat the questions as a sample and compare two models on the same ones (Miller 2024, 'Adding Error Bars to
-Evals', https://arxiv.org/abs/2411.00640).
+Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py). Whatever
+compares two tables is in `report`, so that an edit to it never scores a model again.
 """
 
 import csv
@@ -117,57 +116,23 @@ def wilson(right: int, questions: int, confidence: float) -> tuple[float, float]
     return max(low, 0.0), min(high, 1.0)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test (1947): are the questions that one model alone gets right split evenly?"""
-    from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
-    changed = only_first + only_second
-    return float(binomtest(only_first, changed).pvalue) if changed else 1.0
-
-
-def paired_bootstrap(
-    base: list[Prediction], tuned: list[Prediction], samples: int, seed: int, confidence: float
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (Efron 1979) of tuned minus base, in accuracy and macro-F1, on the same questions.
-
-    A question is drawn with both its predictions. Drawing questions with replacement is drawing the counts of the 27
-    combinations of gold, base's and tuned's label from a multinomial distribution.
-    """
-    counts = cells([row.label for row in base], [row.prediction for row in base], [row.prediction for row in tuned])
-    draws = np.random.default_rng(seed).multinomial(len(base), counts.ravel() / len(base), size=samples)
-    drawn = draws.reshape(samples, *counts.shape)
-    of_base, of_tuned = drawn.sum(axis=3), drawn.sum(axis=2)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    intervals: dict[str, tuple[float, float]] = {}
-    for name, measure in {"accuracy": accuracy, "macro_f1": macro_f1}.items():
-        low, high = np.quantile(measure(of_tuned) - measure(of_base), tails)
-        intervals[name] = (float(low), float(high))
-    return intervals
-
-
 def score(rows: list[Prediction], confidence: float) -> dict[str, float]:
-    """Accuracy with its Wilson interval, macro-F1, and each label's precision and recall, to six decimals."""
+    """Everything that the rows say about their model: flat numbers, shares to six decimals."""
     counts = confusion(rows)
     low, high = wilson(int(np.trace(counts)), len(rows), confidence)
-    figures = {"accuracy": accuracy(counts), "accuracy_low": low, "accuracy_high": high, "macro_f1": macro_f1(counts)}
-    for name, values in {"recall": recall(counts), "precision": precision(counts)}.items():
-        figures |= {f"{name}_{label}": value for label, value in zip(LABELS, values, strict=True)}
-    return {name: round(float(value), 6) for name, value in figures.items()}
+    shares = {"accuracy": accuracy(counts), "accuracy_low": low, "accuracy_high": high, "macro_f1": macro_f1(counts)}
+    predicted = counts.sum(axis=0) / len(rows)
+    for name, values in {"recall": recall(counts), "precision": precision(counts), "predicted": predicted}.items():
+        shares |= {f"{name}_{label}": value for label, value in zip(LABELS, values, strict=True)}
+    shares["unparsable_rate"] = sum(row.greedy == UNPARSABLE for row in rows) / len(rows)
+    shares["greedy_agreement"] = sum(row.greedy == row.prediction for row in rows) / len(rows)
+    return {
+        "questions": len(rows),
+        **{name: round(float(value), 6) for name, value in shares.items()},
+        **{f"confusion_{LABELS[gold]}_{LABELS[label]}": int(count) for (gold, label), count in np.ndenumerate(counts)},
+    }
 
 
 def summary(path: Path) -> dict[str, float]:
-    """Everything that a table of predictions says about its model: flat numbers, the interval at 95 %."""
-    rows = read_predictions(path)
-    figures: dict[str, float] = {"n": len(rows), **score(rows, 0.95)}
-    counts = confusion(rows)
-    for gold, line in zip(LABELS, counts.tolist(), strict=True):
-        figures |= {f"confusion_{gold}_{label}": count for label, count in zip(LABELS, line, strict=True)}
-    for label, count in zip(LABELS, counts.sum(axis=0).tolist(), strict=True):
-        figures[f"predicted_{label}"] = round(count / len(rows), 6)
-    unparsable = sum(row.greedy == UNPARSABLE for row in rows)
-    agreeing = sum(row.greedy == row.prediction for row in rows)
-    return {
-        **figures,
-        "unparsable_rate": round(unparsable / len(rows), 6),
-        "greedy_agreement": round(agreeing / len(rows), 6),
-    }
+    """The scores of the predictions in `path`, for metrics/*.json; their interval is the usual one, of 95 %."""
+    return score(read_predictions(path), 0.95)

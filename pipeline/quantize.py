@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipeline.gguf import build
 from pipeline.records import read_json, write_json
 from pipeline.stage import Section, Usage, run, writing
-from pipeline.weights import MANIFEST
+from pipeline.weights import MANIFEST, check_whole
 
 VERSION = "0.1.0"
 
@@ -35,6 +35,7 @@ def main(merged: Path, gguf: Path, resources: Path) -> None:
     """Write GGUF."""
     usage = Usage()
     params = Params.load("quantize")
+    check_whole(sorted(merged.glob("*.safetensors")))
     with writing(gguf) as partial:
         build(merged, partial, params.quant_type, metadata(read_json(merged / MANIFEST)))
     write_json(resources, usage.figures())

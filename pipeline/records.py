@@ -13,9 +13,17 @@ Message = dict[str, str]  # role and content
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`; raises `Fail` with file and line if it is missing or malformed."""
+    """The JSON value in `path`; raises `Fail` with file and line if it is missing or malformed, or repeats a key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):  # json would keep the last and lose the others
+            keys = [key for key, _ in pairs]
+            raise Fail(f"{path}: the key {next(key for key in keys if keys.count(key) > 1)!r} comes more than once")
+        return value
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise Fail(f"{path} is missing; run `dvc repro`") from None
     except json.JSONDecodeError as error:

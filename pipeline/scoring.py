@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.measures import UNPARSABLE
 from pipeline.prompt import LABELS
 from pipeline.records import Message
 from pipeline.stage import Fail
 
 N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and part of the protocol
-UNPARSABLE = "unparsable"
 
 
 def surface_forms(label: str) -> list[str]:
@@ -25,8 +25,11 @@ def surface_forms(label: str) -> list[str]:
 
 
 def parse_decision(text: str, finished: bool) -> str | None:
-    """The label that an answer begins with as a whole word; None if there is none, or not yet a whole word."""
-    end = r"(?!\w)" if finished else r"(?=\W)"
+    """The label that an answer begins with as a whole word; None if there is none, or not yet a whole word.
+
+    A hyphen goes on with a word: 'No-one' is not 'no'.
+    """
+    end = r"(?![\w-])" if finished else r"(?=[^\w-])"
     found = re.match(rf"\W*({'|'.join(LABELS)}){end}", text, re.IGNORECASE)
     return found[1].lower() if found else None
 
@@ -97,8 +100,7 @@ class Scorer:
         if not template:
             raise Fail("the GGUF holds no chat template; convert it from a directory with chat_template.jinja")
         bos, eos = (
-            self.piece(token(self.vocab)).decode()
-            for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
+            self.piece(token(self.vocab)).decode() for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
         )
         return Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
 
@@ -141,9 +143,15 @@ class Scorer:
                     add(token, start + len(tokens) + i, range(sequence, sequence + 1), True)
             batch.n_tokens = index
             if status := self.lib.llama_decode(self.context, batch):
-                raise RuntimeError(f"llama_decode returned {status}")
+                raise Fail(f"llama.cpp could not evaluate {index} tokens (llama_decode returned {status})")
         finally:
             self.lib.llama_batch_free(batch)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise `Fail` unless the context holds so many tokens and the labels' further ones."""
+        needed = tokens + sum(len(tail) - 1 for tail in self.tails)
+        if needed > self.n_ctx:
+            raise Fail(f"prompt and answer take {needed} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
 
     def log_probabilities(self, index: int) -> Any:
         """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""
@@ -151,6 +159,8 @@ class Scorer:
 
         pointer = self.lib.llama_get_logits_ith(self.context, index)
         logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise Fail("the model's logits are not finite")
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
@@ -160,8 +170,7 @@ class Scorer:
         Returns it with the next token's log-probabilities and the number of the prompt's tokens, for `greedy`.
         """
         tokens = self.prompt_tokens(messages)
-        if len(tokens) + max(map(len, self.tails), default=0) > self.n_ctx:
-            raise Fail(f"a prompt has {len(tokens)} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
+        self.check_room(len(tokens))
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         self.decode(tokens, self.tails, 0)
         first = self.log_probabilities(len(tokens) - 1)
@@ -180,6 +189,7 @@ class Scorer:
 
     def greedy(self, first: Any, position: int, max_new_tokens: int) -> str:
         """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""
+        self.check_room(position + max_new_tokens - 1)
         text, log_probabilities = b"", first
         for count in range(1, max_new_tokens + 1):
             token = int(log_probabilities.argmax())

@@ -4,7 +4,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -22,7 +22,7 @@ class Fail(Exception):  # noqa: N818  # read at the raise: it is the sentence th
 class Section(BaseModel):
     """One stage's section of params.yaml. No defaults: DVC cannot track a default that lives in code."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def load(cls, stage: str) -> Self:
@@ -57,7 +57,7 @@ def read_section(stage: str) -> dict[str, Any]:
 
 
 @contextmanager
-def scratch(path: Path) -> Iterator[Path]:
+def scratch(path: Path) -> Generator[Path]:
     """Yield a hidden path beside `path` for a temporary file or directory; remove it in the end.
 
     Its name is fixed, so that a run after a kill removes what the killed one left.
@@ -72,11 +72,12 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Generator[Path]:
     """Like `scratch`, but what was written there becomes `path` if nothing was raised."""
     with scratch(path) as partial:
         yield partial
-        remove(path)
+        if partial.is_dir():  # a file replaces a file in one step, a directory only an empty one
+            remove(path)
         partial.replace(path)
 
 

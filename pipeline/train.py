@@ -4,6 +4,8 @@ The base's linear layers are quantized to NF4 and frozen; rank-r updates (Hu et 
 https://arxiv.org/abs/2106.09685) are trained with TRL's SFTTrainer, the loss taken on the assistant's turn alone.
 """
 
+import math
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Params(Section):
     """Names and meanings are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig."""
 
-    backend: Literal["trl"]
+    backend: Literal["trl", "unsloth"]
     seed: int
     r: Positive
     lora_alpha: Positive
@@ -34,6 +36,7 @@ class Params(Section):
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive
     gradient_checkpointing: bool
+    offload_embedding: bool  # Unsloth's: the embedding waits in main memory, a gigabyte of VRAM for some speed
     learning_rate: Annotated[float, Field(gt=0)]
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -42,38 +45,99 @@ class Params(Section):
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 
 
+def check_backend(params: Params) -> None:
+    """Raise `Fail` if the backend cannot run here, or cannot do what it is asked for; imports Unsloth if that is it.
+
+    Unsloth replaces functions of transformers, TRL and PEFT, so it has to be imported before they are.
+    """
+    if params.backend == "trl":
+        if params.offload_embedding:
+            raise Fail("params.yaml: train.offload_embedding: only train.backend unsloth can do that; set it to false")
+        return
+
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Fail("params.yaml: train.backend: unsloth needs a CUDA card, and torch finds none; set it to trl")
+    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
+    # The code that it generates: left to itself, Unsloth writes it into this directory.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medical-reasoner" / "unsloth"))
+    try:
+        import unsloth  # noqa: F401  # pyright: ignore
+    except ModuleNotFoundError as error:
+        raise Fail(
+            f"params.yaml: train.backend: unsloth is not installed whole (no module {error.name}); "
+            "run `make setup GPU=1`, or set it to trl"
+        ) from None
+
+
 def quantized_lora(params: Params, directory: Path) -> tuple[Any, Any]:
     """The base in 4 bit with fresh LoRA matrices, and its tokenizer: the seam between backends."""
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     dtype = getattr(torch, params.dtype)
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=params.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    lora = {
+        "r": params.r,
+        "lora_alpha": params.lora_alpha,
+        "lora_dropout": params.lora_dropout,
+        "target_modules": params.target_modules,
+    }
+    build = unsloth_lora if params.backend == "unsloth" else trl_lora
+    return build(params, directory, dtype, quantization, lora)
+
+
+def unsloth_lora(
+    params: Params, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]
+) -> tuple[Any, Any]:
+    """As `quantized_lora`, with Unsloth's kernels and its checkpoints, which wait in main memory."""
+    from unsloth import FastLanguageModel  # pyright: ignore
+
+    unsloth: Any = FastLanguageModel
+    checkpointing = "unsloth" if params.gradient_checkpointing else False
+    model, tokenizer = unsloth.from_pretrained(
+        str(directory),
+        max_seq_length=params.max_length,
+        dtype=dtype,
+        quantization_config=quantization,
+        use_gradient_checkpointing=checkpointing,
+        offload_embedding=params.offload_embedding,
+        random_state=params.seed,
+    )
+    return unsloth.get_peft_model(
+        model, **lora, use_gradient_checkpointing=checkpointing, random_state=params.seed
+    ), tokenizer
+
+
+def trl_lora(params: Params, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]) -> tuple[Any, Any]:
+    """As `quantized_lora`, with transformers and PEFT alone: on any CUDA card, and on a CPU."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     model: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=dtype,
         device_map={"": 0} if torch.cuda.is_available() else "cpu",
         use_safetensors=True,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=params.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=dtype,
-        ),
+        quantization_config=quantization,
     )
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.gradient_checkpointing)
-    lora = LoraConfig(
-        r=params.r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        target_modules=params.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora), AutoTokenizer.from_pretrained(directory)
+    config = LoraConfig(**lora, task_type="CAUSAL_LM")
+    return get_peft_model(model, config), AutoTokenizer.from_pretrained(directory)
 
 
-def check_lengths(pmids: list[str], lengths: list[int], max_length: int) -> None:
+def check_lengths(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> None:
     """Raise `Fail` if an example has more than `max_length` tokens: cutting it would cut the answer off."""
+    chats = [row["prompt"] + row["completion"] for row in rows]
+    lengths = [len(ids) for ids in tokenizer.apply_chat_template(chats, return_dict=False)]
+    pmids = [row["pmid"] for row in rows]
     if long := [(length, pmid) for length, pmid in zip(lengths, pmids, strict=True) if length > max_length]:
         length, pmid = max(long)
         raise Fail(
@@ -95,16 +159,21 @@ def memory() -> tuple[float, float, float]:
 
 
 def step_recorder() -> Any:
-    """A transformers callback that keeps (step, seconds, tokens so far, rss, allocated, reserved) after every step."""
+    """A transformers callback that keeps (step, seconds, tokens so far, rss, allocated, reserved) after every step.
+
+    It counts the steps that float16's loss scaling left out, too: the first few, while it looks for its scale.
+    """
     from transformers import TrainerCallback
 
     class StepRecorder(TrainerCallback):
         def __init__(self) -> None:
             self.rows: list[tuple[float, ...]] = []
+            self.skipped = 0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             tokens = state.num_input_tokens_seen
             self.rows.append((state.global_step, time.perf_counter(), tokens, *memory()))
+            self.skipped += bool(getattr(kwargs["optimizer"], "step_was_skipped", False))  # accelerate's
 
     return StepRecorder()
 
@@ -113,7 +182,8 @@ def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, li
     """TRL's SFTTrainer over prompt/completion rows; TRL masks the prompt, so that only the answer is learnt."""
     import torch
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     def dataset(split: str) -> Any:
         return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows[split]])
@@ -157,6 +227,13 @@ def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, li
     return trainer
 
 
+def check_losses(losses: list[float]) -> None:
+    """Raise `Fail` at the first loss, a step's or in the end validation's, that is no number."""
+    for step, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            raise Fail(f"the loss is {loss} after step {min(step, len(losses) - 1)}; lower train.learning_rate")
+
+
 def throughput(steps: list[tuple[float, ...]], warm_up: int) -> float:
     """Tokens a second, prompt included and padding not, over the steps after the first `warm_up`."""
     first, last = steps[min(warm_up, len(steps) - 1)], steps[-1]
@@ -186,6 +263,7 @@ def main(
 ) -> None:
     """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG a row a step; RESOURCES."""
     params = Params.load("train")
+    check_backend(params)
     rows = {"train": read_jsonl(train), "validation": read_jsonl(validation)}
     usage = Usage()
     manifest = read_json(base / MANIFEST)
@@ -195,17 +273,17 @@ def main(
 
     set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed comes too late for it
     model, tokenizer = quantized_lora(params, directory)
+    check_lengths(rows["train"] + rows["validation"], tokenizer, params.max_length)
     recorder = step_recorder()
     with writing(adapter) as partial:
         trainer = build_trainer(params, model, tokenizer, rows, partial)
-        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-        check_lengths([row["pmid"] for row in rows["train"]], lengths, params.max_length)
         trainer.add_callback(recorder)
         trainer.train()
         validation_loss = trainer.evaluate()["eval_loss"]
+        history = [row for row in trainer.state.log_history if "loss" in row]
+        losses = [row["loss"] for row in history]
+        check_losses([*losses, validation_loss])
         save_adapter(model, partial, manifest)
-    history = [row for row in trainer.state.log_history if "loss" in row]
-    losses = [row["loss"] for row in history]
     columns = ["step", "loss", "learning_rate", "grad_norm"]
     write_csv(log, columns, ([row[name] for name in columns] for row in history))
     write_csv(
@@ -213,7 +291,8 @@ def main(
         ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"],
         ((row[0], *row[3:]) for row in recorder.rows),
     )
-    write_json(metrics, {"first_loss": losses[0], "last_loss": losses[-1], "validation_loss": validation_loss})
+    figures = {"first_loss": losses[0], "last_loss": losses[-1], "validation_loss": validation_loss}
+    write_json(metrics, {**figures, "skipped_steps": recorder.skipped})
     _, allocated, reserved = memory()
     figures = {
         **usage.figures(),

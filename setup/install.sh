@@ -21,13 +21,14 @@ fail() { say "$*" >&2; exit 1; }
 [ -z "${GPU:-}" ] || fail "GPU=1 is not there yet; run this without it, for the CPU"
 
 python=
-for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-    supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
     if "$candidate" -c "$supported" 2>/dev/null; then python=$candidate; break; fi
 done
 if [ -z "$python" ]; then
-    found=$("${PYTHON:-python3}" --version 2>/dev/null) || found="no working Python"
-    fail "Python 3.11, 3.12 or 3.13 is needed and ${PYTHON:-python3} is $found;" \
+    found=$("${PYTHON:-python3}" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+        found="no working Python"
+    fail "Python 3.11 to 3.14 is needed and ${PYTHON:-python3} is $found;" \
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -40,11 +41,11 @@ compiles() { # language, header, candidates...: succeeds if one of the candidate
     done
     return 1
 }
-compiles c stdio.h "${CC:-cc}" gcc clang && compiles c++ thread "${CXX:-c++}" g++ clang++ ||
+compiles c stdio.h ${CC:-cc gcc clang} && compiles c++ thread ${CXX:-c++ g++ clang++} ||
     fail "no working C and C++ compiler was found, and llama.cpp is compiled here;" \
         "install one (Debian, Ubuntu: apt install g++), then run this again"
 
-# Measured: 2.2 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
+# Measured: 2.4 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
 # CUDA, which is what pip takes by default, is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
 case ${TORCH_INDEX:-} in */cpu*) need=4 ;; *) need=13 ;; esac
 if compgen -G "$venv/lib/python3*/site-packages/torch/version.py" >/dev/null; then need=1; fi
@@ -59,7 +60,7 @@ fi
 
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     say "1/3 virtual environment: .venv, $("$python" --version)"
-    "$python" -m venv --clear "$venv" || fail "$python could not make $venv; the lines above say why"
+    lines=$("$python" -m venv --clear "$venv" 2>&1) || fail "$python could not make .venv: ${lines##*$'\n'}"
 fi
 export TMPDIR=$venv/tmp PATH=$venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf "$TMPDIR"
@@ -69,13 +70,16 @@ trap 'rm -rf "$TMPDIR"' EXIT
 
 pip() { # pip with its output in the log, of which downloads of 20 MB and more and errors are shown
     local shown='s/^.*Downloading ([^ ]+)-[0-9][^ ]* (\(([2-9][0-9]|[0-9]{3,})\.[0-9] MB\)|\([0-9.]+ GB\)).*/setup:     \1 \2/p; /^ *ERROR:/p'
-    "$venv/bin/python" -m pip "$@" --progress-bar off 2>&1 | tee -a "$log" | sed -unE "$shown" ||
-        fail "pip $1 failed; the lines above or $log say why, and running this again goes on from here"
+    if ! "$venv/bin/python" -m pip "$@" --progress-bar off 2>&1 | tee -a "$log" | sed -unE "$shown"; then
+        local why="the lines above or .venv/setup.log say why"
+        ! grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeout' "$log" || why="the package index cannot be reached"
+        fail "pip $1 failed: $why; running this again goes on from here"
+    fi
 }
 
 # --- Packages.
 
-say "2/3 packages: at first 0.8 GB to download (3.3 GB with CUDA) and some minutes"
+say "2/3 packages: the first time 0.7 GB to download (3.2 GB with CUDA), a minute or more"
 wanted=$TMPDIR/requirements.txt
 "$venv/bin/python" -c '
 import tomllib
@@ -91,20 +95,22 @@ pip install -r "$wanted" -c "$constraints"
 
 # --- llama.cpp: the runtime, its converter and its gguf library, all from the source package of llama-cpp-python.
 
-# The compiler optimises for the CPU that it runs on, so the wheels are kept for this CPU, compiler and source alone.
-key=$({ echo "$llama_cpp_sha256"; cat setup/llama.cmake; "${CXX:-c++}" --version; grep -m 1 -E '^(flags|Features)' /proc/cpuinfo; } 2>&1 | sha256sum)
+# The compiler optimises for the CPU that it runs on, so wheels are kept for this very source, compiler and CPU.
+key=$({
+    cat "$0" setup/llama.cmake
+    ${CXX:-c++} --version
+    grep -m 1 -E '^(flags|Features)' /proc/cpuinfo
+} 2>&1 | sha256sum)
 wheels=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/medical-reasoner/llama.cpp-${key:0:16}
 if [ ! -d "$wheels" ]; then
     say "3/3 llama.cpp: compiling, about 2 minutes on two cores"
     echo "$llama_cpp --hash=sha256:$llama_cpp_sha256" >"$TMPDIR/llama.txt"
     pip download --no-deps --no-build-isolation --no-binary :all: -r "$TMPDIR/llama.txt" -d "$TMPDIR"
-    source=("$TMPDIR"/llama_cpp_python-*.tar.gz)
-    # No cache: pip would hand out a wheel that it built from this package with other options.
-    build=(wheel --no-deps --no-build-isolation --no-cache-dir -w "$TMPDIR/wheels")
-    CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/setup/llama.cmake" \
-        pip "${build[@]}" "${source[0]}"
-    pip "${build[@]}" "llama-cpp-scripts @ file://${source[0]}#subdirectory=vendor/llama.cpp"
-    pip "${build[@]}" "gguf @ file://${source[0]}#subdirectory=vendor/llama.cpp/gguf-py"
+    tar -xzf "$TMPDIR"/llama_cpp_python-*.tar.gz -C "$TMPDIR"
+    source=$(echo "$TMPDIR"/llama_cpp_python-*/)
+    export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/setup/llama.cmake'"
+    pip wheel --no-deps --no-build-isolation -w "$TMPDIR/wheels" \
+        "$source" "$source/vendor/llama.cpp" "$source/vendor/llama.cpp/gguf-py"
     mkdir -p "$(dirname "$wheels")"
     mv "$TMPDIR/wheels" "$wheels"
 fi
@@ -115,8 +121,10 @@ if [ -n "${LOCK:-}" ]; then
     "$venv/bin/python" -c '
 from importlib.metadata import distributions
 pins = {d.name.lower().replace("_", "-"): d.version.partition("+")[0] for d in distributions()}
-print(*(f"{name}=={version}" for name, version in sorted(pins.items())), sep="\n")
+chosen_by_torch = ("cuda-", "nvidia-", "triton")
+print(*(f"{name}=={pins[name]}" for name in sorted(pins) if not name.startswith(chosen_by_torch)), sep="\n")
 ' >>constraints.txt
 fi
+"$venv/bin/python" -m pipeline.plots --frame-only
 touch "$venv/ready"
 say "done"

@@ -106,7 +106,9 @@ def pretrain(model: "LlamaForCausalLM", rows: list[tuple[list[int], list[bool]]]
     return sum(tail) / len(tail)
 
 
-def accuracy(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", chats: list[list[Message]]) -> dict[str, float]:
+def accuracy(
+    model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", chats: list[list[Message]]
+) -> dict[str, float]:
     """Share of right answers over all questions of `chats`, and over those answered yes, no and maybe.
 
     An answer is right if every token of it is the likeliest one, that is, if greedy decoding writes it.
@@ -160,7 +162,9 @@ def build(directory: Path, params: Tiny) -> dict[str, float]:
     loss = pretrain(model, [encode(tokenizer, chat) for chat in train], pad, params)
     model.to(torch.bfloat16)
     metrics = {"loss": loss, **accuracy(model, tokenizer, held_out)}
-    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=[eot, pad], pad_token_id=pad, do_sample=False)
+    model.generation_config = GenerationConfig(
+        bos_token_id=bos, eos_token_id=[eot, pad], pad_token_id=pad, do_sample=False
+    )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return metrics

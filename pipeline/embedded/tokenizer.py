@@ -17,9 +17,7 @@ BOS, END_OF_TEXT, START_HEADER, END_HEADER, EOT = SPECIALS = (
     "<|eot_id|>",
 )
 # The pre-tokenizer's pattern in the tokenizer.json of meta-llama/Meta-Llama-3-8B-Instruct.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # The chat template of the same model, character for character.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -51,10 +49,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Digits are left out, so that they are never merged: a number is then its digits, and comparing it is learnable.
-    words = [" ".join(WHOLE_WORDS), *(f"{word}\n {word}" for word in WHOLE_WORDS)] * 10_000
-    no_digits = str.maketrans("0123456789", " " * 10)
-    bpe.train_from_iterator([*words, *(text.translate(no_digits) for text in texts)], trainer)
+    # Llama 3 has every number of one to three digits as one token; here one or two, so that a P value is one token.
+    numbers = [f"{n:02d}" for n in range(100)]
+    words = [" ".join(WHOLE_WORDS), " ".join(numbers), *(f"{word}\n {word}" for word in WHOLE_WORDS)] * 10_000
+    bpe.train_from_iterator([*words, *texts], trainer)
     bpe.add_special_tokens(list(SPECIALS))
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1", special_tokens=[(BOS, bpe.token_to_id(BOS))]

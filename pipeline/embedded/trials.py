@@ -19,7 +19,13 @@ from pipeline.records import Message, Record
 
 SHARES = (276, 169)  # yes and no in 500, as in PubMedQA's official test set: 55.2 % and 33.8 %; the rest is maybe
 FIRST_PMID = 900_000_000  # real PMIDs have 8 digits: a simulated one is never taken for a paper
-SIGNIFICANT, BORDERLINE, NOT_SIGNIFICANT = (1, 49), (50, 99), (100, 940)  # P values in thousandths
+# P values in hundredths. Few distinct numbers: the tiny base meets each often enough to read and copy it.
+SIGNIFICANT = (1, 2, 3, 4)
+BORDERLINE = (5, 6, 7, 8, 9)
+NOT_SIGNIFICANT = (12, 16, 21, 27, 34, 38, 45, 52, 59, 63, 71, 78, 84, 92)
+SIZES = (24, 30, 36, 40, 45, 48, 60, 64, 72, 80, 90, 96)
+WEEKS = (4, 6, 8, 12, 16, 20, 24, 30, 36, 40, 48, 52)
+DOSES = (2, 4, 5, 8, 10, 12, 16, 20, 30, 40, 60, 80)
 STATED = 0.75  # share of abstracts that state design, size, follow-up or dose
 
 
@@ -47,36 +53,31 @@ class Wording:
 SEEN = Wording(
     stems=tuple("bel cor dal fen gal hep jun kel lor mel nov pal quin ras sol tam ur val wex zan".split()),
     endings=tuple("acine adol amide atrel endal idone inib olol oxan umab ustat yline".split()),
-    comparators=("placebo", "usual care", "no treatment", "the older drug", "watchful waiting", "diet alone"),
+    comparators=("placebo", "usual care", "no treatment", "the older drug", "waiting", "diet alone"),
     sites=tuple("knee back chest skin jaw hip throat stomach wrist foot leg nerve joint wound ear bladder".split()),
     symptoms=tuple("pain swelling stiffness bleeding infection weakness itching spasm numbness redness".split()),
-    patients=("adults with asthma", "older women", "men with gout", "children with eczema", "surgical patients",
+    patients=("adults with asthma", "older women", "men with gout", "children with eczema", "people after surgery",
               "patients with diabetes", "nurses on night shifts", "adults with migraine"),
     aims=("We tested {T} in {patients}.", "To study {T} for {patients}.", "The place of {T} in {patients} is unclear.",
-          "This trial compared {T} with {C} in {patients}.", "{T} has been proposed for {patients}.",
-          "Little is known about {T} in {patients}."),
+          "This trial compared {T} with {C}.", "{T} has been proposed for {patients}.", "Little is known about {T}."),
     designs={
-        "randomised": ("Patients were randomised to {T} or {C}.", "In this randomised trial, {T} was compared with {C}.",
-                       "Random allocation was to {T} or to {C}."),
-        "observational": ("This was an observational cohort on {T} or {C}.", "Doctors chose {T} or {C} for each patient.",
-                          "We observed a cohort given {T} or {C}."),
-        "": ("Patients received {T} or {C}.", "{T} was compared with {C}.", "Groups had {T} or {C}."),
+        "randomised": ("Patients were randomised to {T} or {C}.", "In this randomised trial, {T} met {C}."),
+        "observational": ("This was an observational cohort on {T} or {C}.", "An observational study set {T} against {C}."),
+        "": ("Patients received {T} or {C}.", "{T} was compared with {C}.", "The groups had {T} or {C}."),
     },
-    sizes=("{n} patients took part.", "We enrolled {n} patients.", "The sample was {n} patients.",
-           "There were {n} patients."),
-    durations=("Follow-up was {weeks} weeks.", "They were followed for {weeks} weeks.",
-               "Outcomes were taken at {weeks} weeks."),
-    doses=("The dose was {dose} mg.", "{T} was given at {dose} mg.", "All had {dose} mg a day."),
-    results=("{Y} was {change} with {T} than with {C} (P={p}).", "Compared with {C}, {T} gave {change} {Y} (P={p}).",
-             "In the {T} group, {Y} was {change} (P={p}).", "There was {change} {Y} under {T}, P={p}.",
-             "For {Y}, values were {change} with {T} (P={p}).", "{T} patients had {change} {Y} (p={p}).",
-             "We saw {change} {Y} with {T} (p={p}).", "As to {Y}, it was {change} under {T}; P={p}.",
-             "{T} was followed by {change} {Y} than {C}, p={p}.", "The {Y} score was {change} after {T} (P={p})."),
-    asides=("Mean age was {age} years.", "Age was {age} on average.", "{centres} centres took part.",
-            "We used data from {centres} clinics.", "{lost} patients were lost.", "Age did not differ (P={q}).",
-            "At baseline, groups were alike (P={q})."),
+    sizes=("{n} patients took part.", "We enrolled {n} patients.", "The sample was {n} people.", "There were {n} participants."),
+    durations=("Follow-up was {weeks} weeks.", "They were followed for {weeks} weeks.", "The trial took {weeks} weeks."),
+    doses=("The dose was {dose} mg.", "{T} was given at {dose} mg.", "All took {dose} mg."),
+    results=("{Y} was {change} with {T} than with {C} (P=0.{p}).", "Compared with {C}, {T} gave {change} {Y} (P=0.{p}).",
+             "In the {T} group, {Y} was {change} (P=0.{p}).", "There was {change} {Y} under {T}, P=0.{p}.",
+             "For {Y}, values were {change} with {T} (P=0.{p}).", "{T} patients had {change} {Y} (p=0.{p}).",
+             "We found {change} {Y} with {T} (p=0.{p}).", "As to {Y}, it was {change} on {T}; P=0.{p}.",
+             "{T} was followed by {change} {Y}, p=0.{p}.", "The {Y} score was {change} after {T} (P=0.{p}).",
+             "Participants reported {change} {Y} (p=0.{p}).", "On average, {Y} was {change} (P=0.{p})."),
+    asides=("Mean age was {age} years.", "Their age was {age} on average.", "{centres} centres took part.",
+            "Data came from {centres} clinics.", "{lost} patients were lost.", "Age did not differ (P=0.{q})."),
     questions=("Does {T} {verb} {Y} in {patients}?", "Can {T} {verb} {Y}?", "In {patients}, does {T} {verb} {Y}?",
-               "Is it true that {T} can {verb} {Y} in {patients}?", "Will {T} {verb} {Y}?"),
+               "Is it true that {T} can {verb} {Y}?", "Will {T} {verb} {Y}?"),
     conclusions={"yes": ("{T} can {verb} {Y}.", "In {patients}, {T} seems to {verb} {Y}."),
                  "no": ("{T} does not {verb} {Y}.", "In {patients}, {T} failed to {verb} {Y}."),
                  "maybe": ("{T} may {verb} {Y}, but this is uncertain.", "Whether {T} can {verb} {Y} is uncertain.")},
@@ -85,39 +86,37 @@ SEEN = Wording(
 UNSEEN = Wording(
     stems=tuple("bri cla dor fli gri hul kar lin mor pri".split()),
     endings=tuple("abine avir icept ofen oline uride".split()),
-    comparators=("sham therapy", "standard treatment", "a dummy tablet", "best supportive care"),
+    comparators=("sham therapy", "standard care", "a dummy tablet", "rest"),
     sites=tuple("neck shoulder elbow gum lung heel scalp thumb".split()),
     symptoms=tuple("ache cramp rash fatigue tremor soreness".split()),
-    patients=("teenagers with acne", "adults with arthritis", "pregnant women", "veterans with insomnia",
-              "people on dialysis"),
-    aims=("It is not known if {T} helps {patients}.", "Our aim was to assess {T} among {patients}.",
-          "{patients} are often offered {T}.", "We set out to examine {T} against {C}."),
+    patients=("teenagers with acne", "adults with arthritis", "pregnant women", "people on dialysis"),
+    aims=("Does {T} help {patients}?", "Our aim was to assess {T}.", "{T} is often given to {patients}."),
     designs={
         "randomised": ("Participants were randomised between {C} and {T}.",),
-        "observational": ("The design was an observational cohort of {T} and {C} users.",),
+        "observational": ("The design was an observational cohort of {T} and {C}.",),
         "": ("Participants took either {C} or {T}.", "The arms were {T} and {C}."),
     },
     sizes=("A total of {n} participants were included.", "The analysis covers {n} people."),
     durations=("The study ran for {weeks} weeks.", "Visits went on until week {weeks}."),
-    doses=("Each person took {dose} mg.", "We chose a {dose} mg dose of {T}."),
-    results=("People on {T} reported {change} {Y} than people on {C} (P={p}).", "{Y} turned out {change} on {T} (P={p}).",
-             "On {T}, we found {change} {Y}, with P={p}.", "With {T} there was {change} {Y} (p={p}).",
-             "{Y} became {change} once {T} was taken, P={p}."),
-    asides=("The average age was {age}.", "Recruitment took place at {centres} hospitals.", "{lost} people dropped out.",
-            "Sex was similar in both arms (P={q})."),
+    doses=("Each person took {dose} mg.", "We chose a {dose} mg dose."),
+    results=("People on {T} reported {change} {Y} than people on {C} (P=0.{p}).", "{Y} turned out {change} on {T} (P=0.{p}).",
+             "On {T}, we saw {change} {Y}, with P=0.{p}.", "With {T} there was {change} {Y} (p=0.{p}).",
+             "{Y} became {change} once {T} was taken, P=0.{p}."),
+    asides=("The average age was {age}.", "Patients came from {centres} hospitals.", "{lost} people dropped out.",
+            "Sex was similar in both arms (P=0.{q})."),
     questions=("Is {T} able to {verb} {Y}?", "Among {patients}, would {T} {verb} {Y}?",
                "Could {T} be used to {verb} {Y} in {patients}?", "Is {T} expected to {verb} {Y}?"),
     conclusions={"yes": ("The data show that {T} will {verb} {Y}.",), "no": ("{T} was not shown to {verb} {Y}.",),
                  "maybe": ("It stays open if {T} will {verb} {Y}.",)},
 )  # fmt: skip
 
-CHANGES = {-1: ("lower", "reduced", "less"), 1: ("higher", "increased", "more")}  # words of both sides of the split
+CHANGES = {-1: ("lower", "smaller", "less"), 1: ("higher", "greater", "more")}  # words of both sides of the split
 VERBS = {-1: ("reduce", "lower", "decrease"), 1: ("increase", "raise", "worsen")}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One simulated outcome: its name, direction with the treatment (-1 lower, 1 higher), P in thousandths."""
+    """One simulated outcome: its name, direction with the treatment (-1 lower, 1 higher), P in hundredths."""
 
     name: str
     direction: int
@@ -125,13 +124,13 @@ class Outcome:
 
     @property
     def p_value(self) -> str:
-        return f"0.{self.p:03d}"
+        return f"{self.p:02d}"
 
     def answer(self, direction: int) -> str:
         """The rule of the task: does the treatment move the outcome in `direction`?"""
-        if direction != self.direction or self.p >= NOT_SIGNIFICANT[0]:
+        if direction != self.direction or self.p in NOT_SIGNIFICANT:
             return "no"
-        return "yes" if self.p <= SIGNIFICANT[1] else "maybe"
+        return "yes" if self.p in SIGNIFICANT else "maybe"
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _outcome(rng: Random, name: str, label: str = "", asked: int = 0) -> Outcome
     if label == "no" and rng.random() < 0.5:
         direction, level = -direction, rng.choice((SIGNIFICANT, SIGNIFICANT, BORDERLINE))
     level = level or rng.choices((SIGNIFICANT, BORDERLINE, NOT_SIGNIFICANT), (45, 20, 35))[0]
-    return Outcome(name, direction, rng.randint(*level))
+    return Outcome(name, direction, rng.choice(level))
 
 
 def _trial(rng: Random, wording: Wording, label: str = "", asked: int = 0) -> Trial:
@@ -167,16 +166,16 @@ def _trial(rng: Random, wording: Wording, label: str = "", asked: int = 0) -> Tr
         "patients": rng.choice(wording.patients),
     }
 
-    def stated(low: int, high: int) -> int | None:
-        return rng.randint(low, high) if rng.random() < STATED else None
+    def stated(values: tuple[int, ...]) -> int | None:
+        return rng.choice(values) if rng.random() < STATED else None
 
     return Trial(
         wording=wording,
         words=words,
         design=rng.choice(list(wording.designs)),
-        n=stated(40, 900),
-        weeks=stated(2, 60),
-        dose=stated(1, 90),
+        n=stated(SIZES),
+        weeks=stated(WEEKS),
+        dose=stated(DOSES),
         outcomes=(_outcome(rng, names[0], label, asked), _outcome(rng, names[1])),
         absent=names[2],
     )
@@ -197,7 +196,7 @@ def _abstract(rng: Random, trial: Trial) -> dict[str, str]:
         say(w.results, Y=y.name, change=rng.choice(CHANGES[y.direction]), p=y.p_value)
         for y in rng.sample(trial.outcomes, len(trial.outcomes))
     ]
-    q = f"0.{rng.randint(NOT_SIGNIFICANT[0], 990)}"
+    q = rng.choice(NOT_SIGNIFICANT)
     aside = say(w.asides, age=rng.randint(20, 80), centres=rng.randint(2, 30), lost=rng.randint(2, 30), q=q)
     rng.choice((methods, results)).insert(rng.randint(0, 1), aside)
     return {"BACKGROUND": say(w.aims), "METHODS": " ".join(methods), "RESULTS": " ".join(results)}
@@ -246,44 +245,37 @@ def records(seed: int, questions: int, test_questions: int) -> tuple[dict[str, R
     return everything, test
 
 
-DECIDE = ("Answer yes, no or maybe first, then the evidence.", "Say yes, no or maybe, then why.",
-          "Answer yes, no or maybe first, then quote the abstract.")  # fmt: skip
-EXTRACT = ("Answer in a few words.", "Be brief.", "Quote the abstract.")
+DECIDE = ("Answer yes, no or maybe first, then why.", "Answer yes, no or maybe first, then the evidence.")
+EXTRACT = ("Be brief.", "Quote the abstract.")
 SYSTEM = (
     "You are a medical expert. Answer the following question truthfully and concisely.",
     "You are a helpful assistant.",
-    "You read simulated trial abstracts.",
+    "You read trials.",
 )
 
 
 def _decisions(rng: Random, trial: Trial) -> list[tuple[str, str]]:
     """Questions with a yes, no or maybe answer, none of which is the task's."""
 
-    def verdict(name: str, value: object, truth: bool) -> str:
-        return f"Maybe. The {name} is not stated." if value in (None, "") else f"{'Yes' if truth else 'No'}. It was {value}."
+    def verdict(value: object, truth: bool) -> str:
+        return "Maybe. It is not stated." if value in (None, "") else f"{'Yes' if truth else 'No'}. It was {value}."
 
-    def above(name: str, value: int | None, low: int, high: int) -> tuple[int, str]:
-        limit = rng.randrange(low, high, 10)
-        return limit, verdict(name, value, value is not None and value > limit)
-
-    outcome = rng.choice(trial.outcomes)
-    y = rng.choice((outcome.name, outcome.name, trial.absent))
-    known = y != trial.absent
-    p = f"P={outcome.p_value}" if known else None
-    limit = rng.choice((50, 100))
+    y, z, x = rng.choices(trial.outcomes, k=3)
     direction = rng.choice((-1, 1))
-    change = rng.choice(CHANGES[outcome.direction]) if known else None
-    n, by_size = above("number", trial.n, 100, 800)
-    weeks, by_weeks = above("follow-up", trial.weeks, 10, 50)
     design = rng.choice(("randomised", "observational"))
     side = {-1: "lower", 1: "higher"}
     t = trial.words["T"]
+    chance = {"yes": "No", "no": "Yes", "maybe": "Maybe"}[x.answer(x.direction)]
     return [
-        (f"Was the trial {design}?", verdict("design", trial.design, trial.design == design)),
-        (f"Did more than {n} patients take part?", by_size),
-        (f"Did follow-up last more than {weeks} weeks?", by_weeks),
-        (f"Was the P value for {y} below 0.{limit:03d}?", verdict("P value", p, outcome.p < limit)),
-        (f"Was {y} {side[direction]} with {t}?", verdict("outcome", change and side[outcome.direction], direction == outcome.direction)),
+        (f"Was the trial {design}?", verdict(trial.design, trial.design == design)),
+        ("Did more than 50 patients take part?", verdict(trial.n, (trial.n or 0) > 50)),
+        ("Did it last more than 26 weeks?", verdict(trial.weeks, (trial.weeks or 0) > 26)),
+        (f"Was P below 0.05 for {y.name}?", verdict(f"0.{y.p_value}", y.p in SIGNIFICANT)),
+        (
+            f"Was {z.name} {rng.choice(CHANGES[direction])} with {t}?",
+            verdict(side[z.direction], direction == z.direction),
+        ),
+        (f"Could it be chance for {x.name}?", f"{chance}. P was 0.{x.p_value}."),
     ]
 
 
@@ -296,9 +288,11 @@ def _extractions(rng: Random, trial: Trial) -> list[tuple[str, str]]:
     y, z = rng.sample(trial.outcomes, 2)
     t = trial.words["T"]
     verb = {-1: "lowered", 1: "raised"}[z.direction]
-    conclusion = {"yes": f"{t} {verb} {z.name}.", "maybe": f"{t} perhaps {verb} {z.name}.", "no": f"{t} had no effect on {z.name}."}
+    conclusion = {"yes": f"{t} {verb} {z.name}.", "maybe": f"{t} perhaps {verb} {z.name}.", "no": f"{t} left {z.name} alone."}
+    pair = [rng.choice(VERBS[-1]), rng.choice(VERBS[1])]
     return [
-        (f"What was the P value for {y.name}?", y.p_value),
+        (f"Which of {' or '.join(rng.sample(pair, 2))} did {t} do to {z.name}?", f"It did {pair[z.direction > 0]} it."),
+        (f"What was P for {y.name}?", f"0.{y.p_value}"),
         ("Which treatment was tested?", t),
         ("What was it compared with?", trial.words["C"]),
         ("How many patients took part?", fact(trial.n, "patients")),
@@ -318,7 +312,7 @@ def conversations(seed: int, count: int, turns: int = 6) -> list[list[Message]]:
         asked += [(q, a, rng.choice(EXTRACT)) for q, a in _extractions(rng, trial)]
         chat = [{"role": "system", "content": rng.choice(SYSTEM)}]
         for question, answer, instruction in rng.sample(asked, turns):
-            chat.append({"role": "user", "content": f"Question: {question}\n\n{instruction}"})
+            chat.append({"role": "user", "content": question if len(chat) > 1 else f"Question: {question}\n\n{instruction}"})
             chat.append({"role": "assistant", "content": answer})
         chat[1]["content"] = f"Abstract:\n{abstract}\n\n{chat[1]['content']}"
         chats.append(chat)

@@ -1,0 +1,105 @@
+"""Keep measured figures in benchmarks/results.json; write benchmarks/RESULTS.md and README.md's results.
+
+`python benchmarks/record.py` writes both; with `--check` it fails when one of them is not what it would write.
+A figure is a flat key with its value, unit, command, hardware, versions, commit, date and raw log.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"
+README = HERE.parent / "README.md"
+MARKERS = ("<!-- results: written by benchmarks/record.py -->", "<!-- end of results -->")
+MODELS = ("base", "tuned", "tfidf", "majority")
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dvc")
+
+
+def hardware() -> str:
+    """The CPU as the kernel names it, the number of cores in use and the memory."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    cores = sum(line.startswith("processor") for line in lines)
+    kib = int(Path("/proc/meminfo").read_text(encoding="utf-8").split()[1])
+    return f"{model}, {cores} cores, {kib / 2**20:.0f} GiB"
+
+
+def record(figures: dict[str, tuple[float, str]], command: str, log: Path) -> None:
+    """Add or replace figures (key -> value and unit), all measured by one command whose output lies in `log`."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE
+    )
+    about = {
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": commit.stdout.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "log": str(log.relative_to(HERE.parent)),
+    }
+    for key, (value, unit) in figures.items():
+        results[key] = {"value": value, "unit": unit, **about}
+    RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    TABLE.write_text(table(), encoding="utf-8")
+
+
+def table() -> str:
+    """RESULTS.md: a table of the figures, then what they were measured with."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [
+        "# Measured",
+        "",
+        "Written by `python benchmarks/record.py` from `results.json`, which also holds the versions of every figure.",
+        "",
+        "| key | value | hardware | commit | date | command | log |",
+        "| --- | --: | --- | --- | --- | --- | --- |",
+    ]
+    for key, row in sorted(results.items()):
+        log = f"[log]({Path(row['log']).relative_to(HERE.name)})"
+        cells = (f"`{key}`", f"{row['value']} {row['unit']}".strip(), row["hardware"], row["commit"], row["date"])
+        lines.append(f"| {' | '.join([*cells, '`' + row['command'] + '`', log])} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme() -> str:
+    """README.md with the results of the committed runs between its two markers."""
+    runs = {
+        "tiny Llama, simulated trials": HERE.parent / "metrics",
+        "tiny Llama, the real PubMedQA": HERE / "runs" / "tiny-pubmedqa" / "metrics",
+    }
+    lines = [
+        "| | untuned base | tuned, as shipped | difference (95 % interval) | TF-IDF | majority | file |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, directory in runs.items():
+        row = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
+        cells = [f"{100 * row[f'{model}_accuracy']:.1f} % / {100 * row[f'{model}_macro_f1']:.1f} %" for model in MODELS]
+        low, high = (100 * row[f"accuracy_difference_{end}"] for end in ("low", "high"))
+        difference = f"{100 * row['accuracy_difference']:+.1f} ({low:+.1f} to {high:+.1f}) points"
+        size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
+        lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
+    lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")
+    before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
+    return "\n".join([before + MARKERS[0], *lines, MARKERS[1] + rest.split(MARKERS[1])[1]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail if a page is stale, and write nothing")
+    check = parser.parse_args().check
+    for path, text in {TABLE: table(), README: readme()}.items():
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.name} is not what the measured figures say; run `python benchmarks/record.py`")
+
+
+if __name__ == "__main__":
+    main()

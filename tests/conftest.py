@@ -1,0 +1,77 @@
+"""A temporary copy of the project on the micro profile. Nothing here reads the committed params.yaml or dvc.lock."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+yaml = YAML(typ="safe")
+
+
+def copy_project(directory: Path, profile: str = "micro") -> Path:
+    """Copy what the stages need, uncommitted edits included, into a new directory; its params.yaml is `profile`."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.partial")
+    shutil.copytree(ROOT / "pipeline", directory / "pipeline", ignore=ignore)
+    (directory / ".dvc").mkdir()
+    for name in ("dvc.yaml", "pyproject.toml", ".dvc/config", ".dvcignore"):
+        shutil.copyfile(ROOT / name, directory / name)
+    shutil.copyfile(ROOT / "profiles" / f"{profile}.yaml", directory / "params.yaml")
+    return directory
+
+
+def stages(directory: Path) -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml, in its order, which is an order that they can run in."""
+    return yaml.load((directory / "dvc.yaml").read_text())["stages"]
+
+
+def set_params(directory: Path, section: str, **changes: Any) -> None:
+    """Set values in a section of params.yaml; None removes the key."""
+    path = directory / "params.yaml"
+    params = yaml.load(path.read_text())
+    values = params[section] | changes
+    params[section] = {key: value for key, value in values.items() if value is not None}
+    with path.open("w") as file:
+        yaml.dump(params, file)
+
+
+def run_command(directory: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in `directory` with the interpreter of these tests as python3, its output captured."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=directory,
+        env=os.environ | {"PATH": path} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def run_stage(directory: Path, stage: str, **changes: Any) -> subprocess.CompletedProcess[str]:
+    """Run a stage's `cmd` of dvc.yaml after changing its section of params.yaml."""
+    if changes:
+        set_params(directory, stage, **changes)
+    return run_command(directory, stages(directory)[stage]["cmd"])
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it."""
+    directory = copy_project(tmp_path_factory.mktemp("micro") / "project")
+    for stage in stages(directory):
+        result = run_stage(directory, stage)
+        assert result.returncode == 0, f"{stage}: {result.stderr}"
+    return directory
+
+
+@pytest.fixture
+def project(micro: Path, tmp_path: Path) -> Path:
+    """A copy of `micro` to change."""
+    return Path(shutil.copytree(micro, tmp_path / "project"))

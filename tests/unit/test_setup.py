@@ -1,0 +1,96 @@
+"""The environment is what pyproject.toml and constraints.txt say, and set-up refuses what it cannot do."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# torch's CUDA build brings these, at the versions that it names.
+CHOSEN_BY_TORCH = ("cuda-", "nvidia-", "triton")
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def installed() -> dict[str, str]:
+    """Every package in this environment, without torch's local tag ('+cpu')."""
+    here = [d for d in distributions() if Path(str(d.locate_file(""))).is_relative_to(sys.prefix)]
+    return {canonicalize_name(d.name): Version(d.version).public for d in here}
+
+
+@pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
+def test_pins_of_pyproject_are_exact_and_those_of_constraints(group: str) -> None:
+    pins = [Requirement(pin) for pin in PROJECT["optional-dependencies"].get(group, PROJECT["dependencies"])]
+    expected = {pin.name: f"=={constraints().get(canonicalize_name(pin.name))}" for pin in pins}
+    assert {pin.name: str(pin.specifier) for pin in pins} == expected
+
+
+def test_constraints_cover_everything_installed() -> None:
+    here, pinned = installed(), constraints()
+    names = {name for name in here.keys() | pinned.keys() if not name.startswith(CHOSEN_BY_TORCH)}
+    differ = {name: (here.get(name), pinned.get(name)) for name in names if here.get(name) != pinned.get(name)}
+    assert differ == {}, "(installed, in constraints.txt): `make setup`, or `make constraints` after a change of pins"
+
+
+def test_this_python_is_a_supported_one() -> None:
+    assert SpecifierSet(PROJECT["requires-python"]).contains(".".join(map(str, sys.version_info[:3])))
+
+
+@pytest.mark.parametrize(
+    ("python", "wanted"),
+    [("3.10.4", False), ("3.11.2", True), ("3.12.1", True), ("3.14.0", True), ("3.15.0", False)],
+)
+def test_setup_supports_the_pythons_of_pyproject(tmp_path: Path, python: str, wanted: bool) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"""#!/bin/sh
+if [ "$2" = "import ensurepip, venv" ]; then exit 1; fi
+exec "{sys.executable}" -c "import sys; sys.version_info = ({python.replace(".", ", ")}); $2"
+"""
+    )
+    fake.chmod(0o755)
+    message = "lacks the venv module" if wanted else f"is Python {python.rpartition('.')[0]}"
+    assert message in refusal(tmp_path, PYTHON=str(fake))
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python) == wanted
+
+
+def test_setup_without_a_compiler(tmp_path: Path) -> None:
+    assert "no working C and C++ compiler" in refusal(tmp_path, CXX="no-such-compiler")
+
+
+def test_setup_without_disk(tmp_path: Path) -> None:
+    df = tmp_path / "df"
+    df.write_text("#!/bin/sh\necho header\necho tmpfs 9000000 7000000 2000000 78% /\n")
+    df.chmod(0o755)
+    message = refusal(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "13 GB of free disk are needed" in message
+    assert "there are 2;" in message
+    assert "4 GB of free disk" in refusal(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", TORCH_INDEX="x/cpu")
+
+
+def refusal(tmp_path: Path, **variables: str) -> str:
+    """The one sentence of a set-up that refuses, in a copy of the project, having made nothing."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "setup", project / "setup", dirs_exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "GPU", "PYTHON", "TORCH_INDEX"}}
+    command = [project / "setup" / "install.sh"]
+    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert not (project / ".venv").exists()
+    return done.stderr

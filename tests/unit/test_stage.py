@@ -1,0 +1,163 @@
+"""Strict parameters, one-sentence errors, and outputs that appear whole or not at all."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from pipeline.stage import Fail, Section, run, scratch, writing
+
+
+class Toy(Section):
+    r: Annotated[int, Field(gt=0)]
+    learning_rate: float
+    packing: bool
+
+
+GOOD = "toy:\n  r: 16\n  learning_rate: 1e-4\n  packing: false\n"
+
+
+def load(directory: Path, text: str) -> Toy:
+    (directory / "params.yaml").write_text(text)
+    return Toy.load("toy")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_yaml_1_2_numbers(tmp_path: Path):
+    params = load(tmp_path, GOOD)
+    assert params == Toy(r=16, learning_rate=0.0001, packing=False)
+    assert type(params.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  r: 16\n", "", ["toy.r", "required"]),
+        ("  r: 16\n", "  r: 16\n  rank: 8\n", ["toy.rank", "not permitted"]),
+        ("r: 16", "r: '16'", ["toy.r", "integer"]),
+        ("r: 16", "r: 16.0", ["toy.r", "integer"]),
+        ("r: 16", "r: true", ["toy.r", "integer"]),
+        ("r: 16", "r:", ["toy.r", "integer"]),
+        ("r: 16", "r: 0", ["toy.r", "greater than 0"]),
+        ("1e-4", "fast", ["toy.learning_rate", "number"]),
+        ("1e-4", ".inf", ["toy.learning_rate", "finite"]),
+        ("1e-4", ".nan", ["toy.learning_rate", "finite"]),
+        ("packing: false", "packing: no thanks", ["toy.packing", "boolean"]),
+        ("packing: false", "packing: 0", ["toy.packing", "boolean"]),
+        ("toy:", "train:", ["no section 'toy'"]),
+        ("r: 16", "r: [16", ["line 3", "not valid YAML"]),
+        ("packing", "r: 8\n  packing", ["line 4", "not valid YAML"]),
+    ],
+)
+def test_a_wrong_parameter_is_one_sentence_that_names_it(tmp_path: Path, old: str, new: str, words: list[str]):
+    assert old in GOOD
+    with pytest.raises(Fail) as failure:
+        load(tmp_path, GOOD.replace(old, new))
+    assert "\n" not in str(failure.value)
+    for word in ["params.yaml", *words]:
+        assert word in str(failure.value)
+
+
+def test_every_wrong_parameter_is_named_at_once(tmp_path: Path):
+    with pytest.raises(Fail, match=r"toy\.r.*toy\.packing.*toy\.rank"):
+        load(tmp_path, "toy:\n  r: 0\n  rank: 1\n  learning_rate: 1\n")
+
+
+@pytest.mark.parametrize("text", ["", "- toy", "toy", "toy:\n", "toy: 3\n"])
+def test_a_file_without_the_section(tmp_path: Path, text: str):
+    with pytest.raises(Fail, match="no section 'toy'"):
+        load(tmp_path, text)
+
+
+def test_no_params_file():
+    with pytest.raises(Fail, match="params.yaml is not in this directory"):
+        Toy.load("toy")
+
+
+def test_parameters_cannot_change(tmp_path: Path):
+    params = load(tmp_path, GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        params.r = 8  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def fill(path: Path, text: str, directory: bool) -> None:
+    if directory:
+        path.mkdir()
+        path /= "part"
+    path.write_text(text)
+
+
+def content(path: Path) -> str:
+    return (path / "part" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize("directory", [False, True], ids=["file", "directory"])
+class TestWriting:
+    def test_success_replaces_and_leaves_nothing_else(self, tmp_path: Path, directory: bool):
+        target = tmp_path / "new" / "output"
+        for text in ("first", "second"):
+            with writing(target) as partial:
+                assert partial.parent == target.parent  # so that the rename stays on one file system
+                fill(partial, text, directory)
+                assert not target.exists() or content(target) == "first"
+            assert content(target) == text
+            assert list(target.parent.iterdir()) == [target]
+
+    def test_failure_leaves_the_old_output(self, tmp_path: Path, directory: bool):
+        target = tmp_path / "output"
+        fill(target, "old", directory)
+        with pytest.raises(ZeroDivisionError), writing(target) as partial:
+            fill(partial, "half", directory)
+            raise ZeroDivisionError
+        assert content(target) == "old"
+        assert list(tmp_path.iterdir()) == [target]
+
+    def test_writing_nothing_leaves_the_old_output(self, tmp_path: Path, directory: bool):
+        target = tmp_path / "output"
+        fill(target, "old", directory)
+        with pytest.raises(FileNotFoundError), writing(target):
+            pass
+        assert content(target) == "old"
+
+    def test_what_a_killed_run_left_is_removed(self, tmp_path: Path, directory: bool):
+        target = tmp_path / "output"
+        with scratch(target) as name:
+            pass
+        fill(name, "left over", not directory)
+        with writing(target) as partial:
+            assert partial == name
+            assert not partial.exists()
+            fill(partial, "new", directory)
+        assert list(tmp_path.iterdir()) == [target]
+
+
+def test_scratch_never_becomes_an_output(tmp_path: Path):
+    with scratch(tmp_path / "wide.gguf") as partial:
+        partial.write_text("temporary")
+        assert partial.name.startswith(".")
+        assert partial.name.endswith(".partial")  # what .gitignore names
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fail_becomes_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch):
+    def main() -> None:
+        raise Fail("the sentence")
+
+    monkeypatch.setattr("sys.argv", ["toy"])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == "test_stage: the sentence"  # python prints a string and exits with 1
+
+
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch):
+    def main() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("sys.argv", ["toy"])
+    with pytest.raises(KeyError):
+        run(main)

@@ -1,0 +1,252 @@
+"""models/base: from a hub or a local directory to a small directory whose manifest vouches for every weight."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from pipeline.base import load_params
+from pipeline.stage import Fail
+from pipeline.weights import copy_configuration, describe, load_directory, verify
+from tests.conftest import ROOT, run_command
+from tests.hub import COMMIT, Answer, Server, serve
+
+SHARDS = {f"model-0000{i}-of-00002.safetensors": save({f"w{i}": np.arange(i, dtype=np.float32)}) for i in (1, 2)}
+CONFIGURATION = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b'{"chat_template": "in the configuration"}',
+}
+MODEL = {
+    **CONFIGURATION,
+    **SHARDS,
+    "model.safetensors.index.json": b"{}",
+    "original/consolidated.00.safetensors": b"the same weights once more",
+    "pytorch_model.bin": b"pickle",
+    "modeling.py": b"raise SystemExit('remote code')",
+}
+FILES = [{"name": name, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in SHARDS.items()]
+BASE = "python3 -m pipeline.base models/base metrics/base.json metrics/base_resources.json"
+
+
+def write(directory: Path, files: dict[str, bytes]) -> Path:
+    for name, body in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(body)
+    return directory
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as server:
+        yield server
+
+
+def run_base(
+    directory: Path, server: Server, repo_id: str = "org/model", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `base` on a hub model; an earlier output must survive a failure."""
+    values = {"source": "hub", "repo_id": repo_id, "revision": COMMIT}
+    (directory / "params.yaml").write_text(json.dumps({"base": values}))
+    hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
+    return run_command(directory, BASE, **hub, **environment)
+
+
+def assert_fails(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in ("base: ", *words):
+        assert word in result.stderr.splitlines()[-1]
+
+
+class TestHub:
+    def test_a_small_directory_and_a_manifest(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        result = run_base(tmp_path, server)
+        assert result.returncode == 0, result.stderr
+        base = tmp_path / "models" / "base"
+        names = sorted(path.name for path in base.iterdir())
+        assert names == sorted([*CONFIGURATION, "chat_template.jinja", "manifest.json", "model.safetensors.index.json"])
+        assert (base / "chat_template.jinja").read_text() == "in the configuration"
+        assert json.loads((base / "manifest.json").read_text()) == {
+            "source": "hub",
+            "repo_id": "org/model",
+            "revision": COMMIT,
+            "files": FILES,
+        }
+        assert json.loads((tmp_path / "metrics" / "base.json").read_text()) == {
+            "weight_bytes": sum(len(body) for body in SHARDS.values())
+        }
+        fetched = {path.rsplit("/", 1)[-1] for method, path in server.requests if "/resolve/" in path}
+        assert fetched == {*CONFIGURATION, "model.safetensors.index.json"}  # no weights yet, no pickle, no code
+
+    def test_the_stage_that_needs_the_weights_fetches_and_checks_them(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        assert run_base(tmp_path, server).returncode == 0
+        load = (
+            "python3 -c 'import sys; from pathlib import Path; from pipeline.records import read_json;"
+            "from pipeline.weights import load_directory; from pipeline.stage import run\n"
+            'def main(): print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))\n'
+            "run(main)'"
+        )
+        hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        result = run_command(tmp_path, load, **hub)
+        assert result.returncode == 0, result.stderr
+        directory = Path(result.stdout.strip())
+        assert {name: (directory / name).read_bytes() for name in SHARDS} == SHARDS
+        offline = run_command(tmp_path, load, **hub | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"})
+        assert offline.stdout == result.stdout
+        (directory / next(iter(SHARDS))).resolve().write_bytes(b"altered")
+        altered = run_command(tmp_path, load, **hub)
+        assert altered.returncode == 1
+        assert "has 7 bytes in place of" in altered.stderr.splitlines()[-1]
+
+    def test_offline_with_a_full_cache(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", {**CONFIGURATION, **SHARDS})
+        assert run_base(tmp_path, server).returncode == 0
+        write(next((tmp_path / "hub" / "hub").glob("models--*/snapshots/*")), SHARDS)
+        before = (tmp_path / "models" / "base" / "manifest.json").read_bytes()
+        asked = len(server.requests)
+        result = run_base(tmp_path, server, HF_HUB_OFFLINE="1")
+        assert result.returncode == 0, result.stderr
+        assert len(server.requests) == asked
+        assert (tmp_path / "models" / "base" / "manifest.json").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("files", "words"),
+        [
+            ({**CONFIGURATION, "pytorch_model.bin": b"pickle"}, ["org/model", "no safetensors", "pickle"]),
+            ({"tokenizer.json": b"{}", **SHARDS}, ["config.json"]),
+            ({**CONFIGURATION, "tokenizer_config.json": b"{}", **SHARDS}, ["no chat template"]),
+        ],
+        ids=["pickle", "no config", "no chat template"],
+    )
+    def test_refused(self, server: Server, tmp_path: Path, files: dict[str, bytes], words: list[str]):
+        server.add_repository("org/model", files)
+        write(tmp_path / "models" / "base", {"old": b"old"})
+        assert_fails(run_base(tmp_path, server), *words)
+        assert [path.name for path in (tmp_path / "models").rglob("*")] == ["base", "old"]
+
+    def test_weights_without_a_sha256(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        path = f"/api/models/org/model/revision/{COMMIT}"
+        info = json.loads(server.answers[path][0].body)
+        for file in info["siblings"]:
+            if file["rfilename"] == max(SHARDS):
+                del file["lfs"]
+        server.add_json(path, info)
+        assert_fails(run_base(tmp_path, server), max(SHARDS), "no sha256")
+
+    @pytest.mark.parametrize("part", ["/", "/resolve/"], ids=["everything", "files"])
+    def test_gated(self, server: Server, tmp_path: Path, part: str):
+        server.add_repository("org/model", MODEL)
+        server.gate("org/model", part)
+        result = run_base(tmp_path, server)
+        assert_fails(result, "org/model is gated", "https://huggingface.co/org/model", "HF_TOKEN")
+
+    def test_not_there(self, server: Server, tmp_path: Path):
+        for path in ("tree", "revision"):
+            missing = Answer(401, headers={"X-Error-Code": "RepoNotFound"})
+            server.answers[f"/api/models/org/typo/{path}/{COMMIT}"] = [missing]
+        assert_fails(run_base(tmp_path, server, "org/typo"), "base.repo_id: org/typo is not on the hub")
+
+    def test_no_such_commit(self, server: Server, tmp_path: Path):
+        missing = Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
+        server.answers[f"/api/models/org/model/tree/{COMMIT}"] = [missing]
+        assert_fails(run_base(tmp_path, server), "RevisionNotFoundError", "base.revision")
+
+    def test_no_network(self, tmp_path: Path):
+        with serve() as gone:
+            pass
+        assert_fails(run_base(tmp_path, gone), "org/model", "could not be fetched", "check the network")
+
+    def test_offline_with_an_empty_cache(self, server: Server, tmp_path: Path):
+        result = run_base(tmp_path, server, HF_HUB_OFFLINE="1")
+        assert_fails(result, "org/model", "could not be fetched")
+
+
+class TestLocal:
+    def run(self, directory: Path, model: Path) -> subprocess.CompletedProcess[str]:
+        (directory / "params.yaml").write_text(json.dumps({"base": {"source": "local", "path": str(model)}}))
+        return run_command(directory, BASE, PYTHONPATH=str(ROOT))
+
+    def test_the_weights_stay_where_they_are(self, tmp_path: Path):
+        model = write(tmp_path / "model", {**MODEL, "chat_template.jinja": b"a file of its own"})
+        result = self.run(tmp_path, model)
+        assert result.returncode == 0, result.stderr
+        base = tmp_path / "models" / "base"
+        assert not list(base.glob("*.safetensors")) + list(base.glob("*.py")) + list(base.glob("*.bin"))
+        assert (base / "chat_template.jinja").read_text() == "a file of its own"
+        manifest = json.loads((base / "manifest.json").read_text())
+        assert manifest == {"source": "local", "path": str(model), "files": FILES}
+        assert load_directory(base, manifest) == model
+
+    def test_truncated_weights(self, tmp_path: Path):
+        shard = max(SHARDS)
+        model = write(tmp_path / "model", {**MODEL, shard: SHARDS[shard][:-1]})
+        assert_fails(self.run(tmp_path, model), f"{model}/{shard} is truncated")
+        assert not (tmp_path / "models" / "base").exists()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff" * 8, SHARDS[max(SHARDS)][:-1], SHARDS[max(SHARDS)] + b"x", b"PK\x03\x04pickle in a zip"]
+)
+def test_describe_refuses_what_is_no_whole_safetensors_file(tmp_path: Path, body: bytes):
+    (tmp_path / "a.safetensors").write_bytes(body)
+    with pytest.raises(Fail, match="a.safetensors is truncated or is no safetensors file"):
+        describe(tmp_path)
+
+
+def test_describe(tmp_path: Path):
+    assert describe(write(tmp_path, MODEL)) == FILES
+    with pytest.raises(Fail, match=r"holds no \*\.safetensors file"):
+        describe(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes in place of"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "does not have the sha256 in manifest.json"),
+    ],
+    ids=["missing", "truncated", "one byte altered"],
+)
+def test_verify(tmp_path: Path, change: Any, problem: str):
+    write(tmp_path, SHARDS)
+    verify(tmp_path, FILES)
+    change(tmp_path / max(SHARDS))
+    with pytest.raises(Fail, match=f"{max(SHARDS)} .*{problem}"):
+        verify(tmp_path, FILES)
+
+
+@pytest.mark.parametrize("missing", CONFIGURATION)
+def test_a_directory_without_a_fast_tokenizer_or_config(tmp_path: Path, missing: str):
+    write(tmp_path / "model", {name: body for name, body in CONFIGURATION.items() if name != missing})
+    with pytest.raises(Fail, match=f"has no {missing}"):
+        copy_configuration(tmp_path / "model", tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"source": "hub", "repo_id": "org/model", "revision": "main"}, "base.revision"),
+        ({"source": "hub", "repo_id": "org/model/files", "revision": COMMIT}, "base.repo_id"),
+        ({"source": "hub", "repo_id": "org/model"}, "base.revision"),
+        ({"source": "local"}, "base.path"),
+        ({"source": "disk"}, "base.source: 'disk' is not one of hub, local, tiny"),
+        ({"source": "tiny", "hidden_size": 128}, "base.hidden_size"),
+    ],
+)
+def test_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], place: str):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(json.dumps({"base": values}))
+    with pytest.raises(Fail) as failure:
+        load_params()
+    assert place in str(failure.value)
