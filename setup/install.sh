@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 llama_cpp=llama-cpp-python==0.3.36
 llama_cpp_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+llama_cpp_options=-DLLAVA_BUILD=OFF
 venv=$PWD/.venv
 log=$venv/setup.log
 
@@ -97,7 +98,8 @@ pip install -r "$wanted" -c "$constraints"
 
 # The compiler optimises for the CPU that it runs on, so wheels are kept for this very source, compiler and CPU.
 key=$({
-    cat "$0" setup/llama.cmake
+    echo "$llama_cpp_sha256 $llama_cpp_options"
+    cat setup/llama.cmake
     ${CXX:-c++} --version
     grep -m 1 -E '^(flags|Features)' /proc/cpuinfo
 } 2>&1 | sha256sum)
@@ -108,11 +110,12 @@ if [ ! -d "$wheels" ]; then
     pip download --no-deps --no-build-isolation --no-binary :all: -r "$TMPDIR/llama.txt" -d "$TMPDIR"
     tar -xzf "$TMPDIR"/llama_cpp_python-*.tar.gz -C "$TMPDIR"
     source=$(echo "$TMPDIR"/llama_cpp_python-*/)
-    export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/setup/llama.cmake'"
+    export CMAKE_ARGS="$llama_cpp_options '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/setup/llama.cmake'"
     pip wheel --no-deps --no-build-isolation -w "$TMPDIR/wheels" \
         "$source" "$source/vendor/llama.cpp" "$source/vendor/llama.cpp/gguf-py"
-    mkdir -p "$(dirname "$wheels")"
-    mv "$TMPDIR/wheels" "$wheels"
+    mkdir -p "$wheels.partial"
+    mv "$TMPDIR"/wheels/*.whl "$wheels.partial"
+    mv "$wheels.partial" "$wheels"
 fi
 pip install --no-deps --force-reinstall "$wheels"/*.whl
 
