@@ -12,6 +12,7 @@ if sys.prefix == sys.base_prefix and _python.exists():
 
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OPENBLAS_NUM_THREADS": "1",  # scikit-learn's small problems: more threads only spin, for three times the work
     "OMP_WAIT_POLICY": "PASSIVE",  # a waiting thread that spins slows a busy machine's steps 3 to 24 times
     "TOKENIZERS_PARALLELISM": "false",
 }.items():

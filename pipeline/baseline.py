@@ -55,14 +55,15 @@ def main(
 ) -> None:
     """Write PREDICTIONS and METRICS of the untuned base as evaluate does, the text baselines' rows beside them."""
     usage = Usage()
+    quant_type, params = quantize.Params.load("quantize").quant_type, Params.load("evaluate")
+    text_rows = text_baselines([train, validation], test)
     manifest = read_json(base / MANIFEST)
     directory = load_directory(base, manifest)
-    quant_type = quantize.Params.load("quantize").quant_type
     with scratch(base.parent / "base.gguf") as gguf:
-        build(directory, gguf, quant_type, quantize.metadata(manifest))
-        rows, speed = predict(gguf, test, Params.load("evaluate"))
+        build(directory, gguf, quant_type, quantize.metadata(manifest, {"name": "none"}, quant_type))
+        rows, speed = predict(gguf, test, params)
     write_csv(predictions, COLUMNS, rows)
-    write_json(metrics, {**summary(predictions), **text_baselines([train, validation], test)})
+    write_json(metrics, {**summary(predictions), **text_rows})
     write_json(resources, {**usage.figures(), **speed})
 
 

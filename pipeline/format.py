@@ -130,7 +130,10 @@ def token_counter(base: Path) -> Callable[[Example], int]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
-    tokenizer: Any = Tokenizer.from_file(str(base / "tokenizer.json"))
+    try:
+        tokenizer: Any = Tokenizer.from_file(str(base / "tokenizer.json"))
+    except Exception:  # a bare Exception is what the library raises
+        raise Fail(f"{base}/tokenizer.json is missing, truncated or no fast tokenizer; run `dvc repro base`") from None
     template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
         (base / "chat_template.jinja").read_text(encoding="utf-8")
     )

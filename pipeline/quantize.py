@@ -18,26 +18,42 @@ class Params(Section):
     quant_type: Literal["Q4_K_M", "Q4_K_S", "Q5_K_M", "Q6_K", "Q8_0", "Q3_K_M", "IQ4_XS"]
 
 
-def metadata(manifest: dict[str, Any]) -> dict[str, Any]:
+def metadata(manifest: dict[str, Any], source: dict[str, Any], quant_type: str) -> dict[str, Any]:
     """GGUF metadata (keys: gguf's docs/gguf.md): what the file is, where it comes from, how to sample from it."""
     base = manifest.get("repo_id", f"{manifest['source']} base")
-    # The Llama 3 licence wants names of derivatives to begin with Llama 3 (section 1.b.i).
-    name = "Llama-3-8B-medical-reasoner" if "Llama-3" in base else "medical-reasoner"
-    return {
-        "general.name": name,
+    about = {
+        "general.name": "medical-reasoner",
         "general.version": VERSION,
-        "general.description": f"{base}, fine-tuned by medical-reasoner. Not for clinical use.",
+        "general.description": f"{base}, fine-tuned by medical-reasoner, {quant_type}. Not for clinical use.",
+        "general.quantized_by": f"medical-reasoner {VERSION}",
+        "general.datasets": [{"name": source["name"], "repo_url": hub_page(source.get("dataset"), "datasets/")}],
+        "general.base_models": [{"name": base, "repo_url": hub_page(manifest.get("repo_id"), "")}],
         "general.sampling.temp": 0.0,
+    }
+    if "Llama-3" not in base:
+        return about
+    return {
+        **about,
+        # The licence wants names of derivatives to begin with Llama 3 (section 1.b.i).
+        "general.name": "Llama-3-8B-medical-reasoner",
+        "general.license.name": "Meta Llama 3 Community License",
+        "general.license.link": "https://llama.meta.com/llama3/license",
     }
 
 
-def main(merged: Path, gguf: Path, resources: Path) -> None:
-    """Write GGUF."""
+def hub_page(repo_id: str | None, kind: str) -> str:
+    """The address of a repository's page on the hub; empty if it is on none."""
+    return f"https://huggingface.co/{kind}{repo_id}" if repo_id else ""
+
+
+def main(merged: Path, source: Path, gguf: Path, resources: Path) -> None:
+    """Write GGUF; SOURCE says where the data come from."""
     usage = Usage()
     params = Params.load("quantize")
-    check_whole(sorted(merged.glob("*.safetensors")))
+    manifest = read_json(merged / MANIFEST)
+    check_whole([merged / file["name"] for file in manifest["files"]])
     with writing(gguf) as partial:
-        build(merged, partial, params.quant_type, metadata(read_json(merged / MANIFEST)))
+        build(merged, partial, params.quant_type, metadata(manifest, read_json(source), params.quant_type))
     write_json(resources, usage.figures())
 
 

@@ -239,6 +239,8 @@ def draw(pictures: dict[str, dict[str, Any]], directory: Path) -> None:
 
 # What is released
 
+REHEARSAL = "rehearsal/"  # what the name of a base of random weights begins with (benchmarks/rehearsal.py)
+NO_RELEASE = "A rehearsal with random weights: these numbers mean nothing, and nothing is released."
 SIMULATED = "The data are simulated: these numbers are not medical accuracy."
 
 
@@ -369,13 +371,17 @@ def main(
     prompt; SOURCE and MANIFEST say where data and base come from.
     """
     params = Params.load("report")
+    base_model = read_json(manifest)
+    rehearsal = base_model.get("repo_id", "").startswith(REHEARSAL)
     base_rows, tuned_rows = sorted(read_predictions(base)), sorted(read_predictions(tuned))
     text_baselines = read_json(baseline)
     origin = read_json(source)
     figures = compare(base_rows, tuned_rows, params)
     figures |= {f"{name}_{score}": text_baselines[f"{name}_{score}"] for name in TEXT_BASELINES for score in MEASURES}
-    figures |= {"gguf_bytes": gguf.stat().st_size, "simulated": origin["simulated"]}
+    figures |= {"gguf_bytes": gguf.stat().st_size, "simulated": origin["simulated"], "rehearsal": rehearsal}
     note = SIMULATED if origin["simulated"] else origin["name"]
+    if rehearsal:
+        note = NO_RELEASE
     drawn = {
         "accuracy": accuracy_picture(figures, note),
         "confusion": confusion_picture(base_rows, tuned_rows, note),
@@ -384,7 +390,11 @@ def main(
     draw(drawn, pictures)
     with writing(release) as partial:
         partial.mkdir()
-        text = card(figures, origin, read_json(manifest), gguf.name, sha256(gguf))
+        if rehearsal:
+            (partial / "README.md").write_text(f"{NO_RELEASE}\n", encoding="utf-8")
+            write_json(comparison, figures)
+            return
+        text = card(figures, origin, base_model, gguf.name, sha256(gguf))
         (partial / "README.md").write_text(text, encoding="utf-8")
         system_prompt = read_jsonl(test)[0]["prompt"][0]["content"]
         path = f"../{gguf.name}"

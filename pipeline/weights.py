@@ -33,7 +33,7 @@ def describe(directory: Path) -> list[dict[str, Any]]:
 
 
 def check_whole(files: list[Path]) -> None:
-    """Raise `Fail` naming the first safetensors file that is not as long as its header says."""
+    """Raise `Fail` naming the first safetensors file that is missing or not as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     for path in files:
@@ -41,7 +41,7 @@ def check_whole(files: list[Path]) -> None:
             with safe_open(path, "np"):
                 pass
         except (OSError, SafetensorError):
-            raise Fail(f"{path} is truncated or is no safetensors file; make or fetch it again") from None
+            raise Fail(f"{path} is missing, truncated or no safetensors file; make or fetch it again") from None
 
 
 def copy_configuration(source: Path, target: Path) -> None:

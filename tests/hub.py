@@ -78,7 +78,7 @@ def serve() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802  # http.server's name
+        def do_GET(self) -> None:  # http.server's name
             answer = server.answer(self.command, unquote(urlsplit(self.path).path))
             if answer.reset:
                 self.close_connection = True

@@ -229,7 +229,10 @@ def test_a_chat_in_the_llama_3_template_has_equal_ids(llama3: tuple[Any, Scorer]
 # Weights and logits
 
 
-def test_logits_of_the_16_bit_gguf_are_those_of_transformers(micro: Path, tmp_path: Path, scorer: Scorer) -> None:
+@pytest.mark.parametrize(("outtype", "tolerance"), [("f32", 1e-4), ("f16", 5e-3)])
+def test_logits_of_an_unquantized_gguf_are_those_of_transformers(
+    outtype: str, tolerance: float, micro: Path, tmp_path: Path, scorer: Scorer
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -239,10 +242,10 @@ def test_logits_of_the_16_bit_gguf_are_those_of_transformers(micro: Path, tmp_pa
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([tokens])).logits[0].double().numpy()
-    found = logits(converted(merged, tmp_path / "16bit.gguf", "--outtype", "f16"), tokens)
+    found = logits(converted(merged, tmp_path / "wide.gguf", "--outtype", outtype), tokens)
     assert len(tokens) > 100
     assert expected.std() > 0.1  # a model that says something
-    assert np.abs(found - expected).max() < 5e-3
+    assert np.abs(found - expected).max() < tolerance
 
 
 def units_in_the_last_place(one: Any, other: Any) -> int:

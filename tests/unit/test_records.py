@@ -31,7 +31,7 @@ def test_malformed_json(tmp_path: Path, text: str, place: str):
 def test_a_key_that_comes_twice_is_not_lost(tmp_path: Path):
     path = tmp_path / "x.json"
     path.write_text('{"1": {"QUESTION": "a"}, "2": {"QUESTION": "b"}, "1": {"QUESTION": "c"}}')
-    with pytest.raises(Fail, match="x.json: the key '1' comes more than once"):
+    with pytest.raises(Fail, match=r"x\.json: the key '1' comes more than once"):
         read_json(path)
 
 
@@ -51,7 +51,7 @@ def test_malformed_jsonl(tmp_path: Path, third: str, problem: str):
 def test_missing_or_not_text(tmp_path: Path, read: object):
     assert callable(read)
     path = tmp_path / "x"
-    with pytest.raises(Fail, match="x is missing; run `dvc repro`"):
+    with pytest.raises(Fail, match=r"x is missing; run `dvc repro`"):
         read(path)
     path.write_bytes(b'{"a": "\xff"}')
     with pytest.raises(Fail, match="x, byte 7: not valid UTF-8"):

@@ -20,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CHOSEN_BY_TORCH = ("cuda-", "nvidia-", "triton")
 
 
-def constraints() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def constraints(name: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
     pins = [line.split("==") for line in lines if not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in pins}
 
@@ -35,7 +35,8 @@ def installed() -> dict[str, str]:
 @pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
 def test_pins_of_pyproject_are_exact_and_those_of_constraints(group: str) -> None:
     pins = [Requirement(pin) for pin in PROJECT["optional-dependencies"].get(group, PROJECT["dependencies"])]
-    expected = {pin.name: f"=={constraints().get(canonicalize_name(pin.name))}" for pin in pins}
+    pinned = constraints("constraints-gpu.txt" if group == "unsloth" else "constraints.txt")
+    expected = {pin.name: f"=={pinned.get(canonicalize_name(pin.name))}" for pin in pins}
     assert {pin.name: str(pin.specifier) for pin in pins} == expected
 
 
@@ -94,3 +95,27 @@ def refusal(tmp_path: Path, **variables: str) -> str:
     assert len(done.stderr.splitlines()) == 1
     assert not (project / ".venv").exists()
     return done.stderr
+
+
+CARDS = {
+    "": "nvidia-smi finds no card",
+    "Tesla K80, 3.7, 470.256": "compute capability 7.5 (a T4) and newer, and Tesla K80 has 3.7",
+    "Tesla T4, 7.5, 550.54": "needs driver 580 or newer, and this is 550.54",
+    "Tesla T4, 7.5, 580.1": "Python 3.12 to 3.14 is needed",
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_setup_on_a_card_checks_it_before_any_download(tmp_path: Path, card: str) -> None:
+    for name in ("nvidia-smi", "nvcc"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n[ -z '{card}' ] || echo '{card}'\n")
+        (tmp_path / name).chmod(0o755)
+    message = refusal(tmp_path, GPU="1", PATH=f"{tmp_path}:{os.defpath}", PYTHON="no-such-python")
+    assert CARDS[card] in message
+
+
+def test_constraints_gpu_covers_the_stages() -> None:
+    pins = {pin for stage in ("train", "quantize", "evaluate") for pin in PROJECT["optional-dependencies"][stage]}
+    assert {"unsloth", "xformers", *(pin.partition("==")[0] for pin in pins)} <= constraints(
+        "constraints-gpu.txt"
+    ).keys()

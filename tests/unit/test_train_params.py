@@ -1,4 +1,4 @@
-"""What `train` refuses before and while it trains, and the figures that it derives. The training itself: tests/stages."""
+"""What `train` refuses, and the figures that it derives. The training itself: tests/stages."""
 
 from typing import Any
 
@@ -56,9 +56,22 @@ def test_a_value_out_of_range(name: str, value: object):
 
 
 def test_a_long_example_is_refused_by_pmid_and_parameter():
-    check_lengths(["1", "2"], [5, 10], 10)
+    class Tokenizer:
+        """One token a word."""
+
+        def apply_chat_template(self, chats: list[list[dict[str, str]]], **options: object) -> list[list[int]]:
+            return [[7] * sum(len(message["content"].split()) for message in chat) for chat in chats]
+
+    def rows(*lengths: int) -> list[dict[str, Any]]:
+        prompt = [{"role": "user", "content": "Why not ?"}]
+        return [
+            {"pmid": str(pmid), "prompt": prompt, "completion": [{"role": "assistant", "content": "w " * (length - 3)}]}
+            for pmid, length in enumerate(lengths, 1)
+        ]
+
+    check_lengths(rows(5, 10), Tokenizer(), 10)
     with pytest.raises(Fail) as failure:
-        check_lengths(["1", "2", "3"], [11, 12, 10], 10)
+        check_lengths(rows(11, 12, 10), Tokenizer(), 10)
     sentence = str(failure.value)
     for word in ("train.max_length", "2 examples", "more than 10", "the longest 12, PMID 2", "raise it to 12"):
         assert word in sentence
