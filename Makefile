@@ -1,6 +1,8 @@
 # Every command a person needs. Nothing has to be activated or exported.
 #   make setup PYTHON=python3.12        another interpreter (3.11 to 3.14)
 #   make setup TORCH_INDEX=https://...  torch, and nothing else, from this index
+#   make setup GPU=1                    for the CUDA card that is here
+#   make rehearsal TOKENIZER=dir        with Llama 3's tokenizer from that directory
 #   make test ARGS='-m slow -x'         arguments for pytest
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
 repro: .venv/ready  ## run the pipeline, then show its result
 	.venv/bin/dvc repro
@@ -27,6 +29,13 @@ check: .venv/ready  ## check format, lint and types
 plots: .venv/ready  ## draw the plots into a page that needs no network
 	.venv/bin/python -m pipeline.plots
 
+rehearsal: .venv/ready  ## run PROFILE on random weights: its VRAM, disk and time, before the real download
+	.venv/bin/python -m benchmarks.rehearsal --profile profiles/$(or $(PROFILE),llama3-8b-t4).yaml \
+		$(addprefix --tokenizer ,$(TOKENIZER)) $(addprefix --pubmedqa ,$(PUBMEDQA)) $(ARGS)
+
+first-run: .venv/ready  ## print a report of the last run, to paste into an issue
+	@.venv/bin/python -m benchmarks.first_run
+
 setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
 	@echo "setup: .venv is ready; to make it anew, remove it and run this again"
 
@@ -37,4 +46,4 @@ constraints:  ## choose package versions anew, in a fresh .venv, and write const
 .venv/ready: pyproject.toml constraints.txt $(wildcard setup/*)
 	@setup/install.sh
 
-.PHONY: help repro test check plots setup constraints
+.PHONY: help repro test check plots rehearsal first-run setup constraints

@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"
@@ -30,8 +31,13 @@ def hardware() -> str:
     return f"{model}, {cores} cores, {kib / 2**20:.0f} GiB"
 
 
-def record(figures: dict[str, tuple[float, str]], command: str, log: Path) -> None:
-    """Add or replace figures (key -> value and unit), all measured by one command whose output lies in `log`."""
+def record(
+    figures: dict[str, tuple[float, str]], command: str, log: Path, elsewhere: dict[str, Any] | None = None
+) -> None:
+    """Add or replace figures (key -> value and unit), all measured by one command whose output lies in `log`.
+
+    `elsewhere` has the hardware, versions, commit and date of what another machine measured.
+    """
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE
@@ -43,6 +49,7 @@ def record(figures: dict[str, tuple[float, str]], command: str, log: Path) -> No
         "date": datetime.now(UTC).date().isoformat(),
         "command": command,
         "log": str(log.relative_to(HERE.parent)),
+        **(elsewhere or {}),
     }
     for key, (value, unit) in figures.items():
         results[key] = {"value": value, "unit": unit, **about}

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+# Before numpy: where the compiler's libstdc++ is newer than the system's, llama.cpp crashed in loading a file with CUDA
+# after numpy had brought the system's in, and never in this order.
+import llama_cpp  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from pydantic import Field
 from tqdm import tqdm
 

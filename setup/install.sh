@@ -3,6 +3,7 @@
 # `make setup` runs this; interrupted, it goes on from where it was when run again. Variables that it reads:
 #   PYTHON=/path/to/python3.12  the interpreter to use
 #   TORCH_INDEX=https://...     take torch, and nothing else, from this index (PyTorch's CPU index, say)
+#   GPU=1                       for the CUDA card that is here: constraints-gpu.txt, Unsloth, llama.cpp with CUDA
 #   LOCK=1                      choose versions anew and write constraints.txt (`make constraints`)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,17 +20,35 @@ fail() { say "$*" >&2; exit 1; }
 # --- Whatever can be refused is refused before anything is downloaded.
 
 [ "$(uname -s)" = Linux ] || fail "this project runs on Linux and this is $(uname -s); use a Linux machine, a container or WSL 2"
-[ -z "${GPU:-}" ] || fail "GPU=1 is not there yet; run this without it, for the CPU"
+if [ -n "${GPU:-}" ]; then
+    card=$(nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$card" ] ||
+        fail "GPU=1, but nvidia-smi finds no card; install NVIDIA's driver, or run this without GPU=1"
+    IFS=, read -r name capability driver <<<"${card//, /,}"
+    [ "${capability/./}" -ge 75 ] ||
+        fail "torch's CUDA build knows cards of compute capability 7.5 (a T4) and newer, and $name has $capability;" \
+            "run this without GPU=1, for the CPU"
+    # constraints-gpu.txt's torch is built for CUDA 13.0, which no older driver can run.
+    [ -n "${TORCH_INDEX:-}" ] || [ "${driver%%.*}" -ge 580 ] ||
+        fail "torch for CUDA 13.0 needs driver 580 or newer, and this is $driver; update it, or take torch for an older" \
+            "CUDA: make setup GPU=1 TORCH_INDEX=https://download.pytorch.org/whl/cu126"
+    PATH=$PATH:/usr/local/cuda/bin
+    command -v nvcc >/dev/null ||
+        fail "llama.cpp is compiled for the card and nvcc is not here; install the CUDA toolkit, then run this again"
+    # Scoring switches flash attention off, and its kernels are the longest to compile.
+    llama_cpp_options+=" -DGGML_CUDA=ON -DGGML_CUDA_FA=OFF -DCMAKE_CUDA_ARCHITECTURES=${capability/./}"
+fi
 
 python=
+lowest=3.11
+[ -z "${GPU:-}" ] || lowest=3.12 # the numpy of constraints-gpu.txt
 for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-    supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
+    supported="import sys; sys.exit(not (${lowest/./, }) <= sys.version_info[:2] <= (3, 14))"
     if "$candidate" -c "$supported" 2>/dev/null; then python=$candidate; break; fi
 done
 if [ -z "$python" ]; then
     found=$("${PYTHON:-python3}" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         found="no working Python"
-    fail "Python 3.11 to 3.14 is needed and ${PYTHON:-python3} is $found;" \
+    fail "Python $lowest to 3.14 is needed and ${PYTHON:-python3} is $found;" \
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -48,7 +67,7 @@ compiles c stdio.h ${CC:-cc gcc clang} && compiles c++ thread ${CXX:-c++ g++ cla
 
 # Measured: 2.4 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
 # CUDA, which is what pip takes by default, is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
-case ${TORCH_INDEX:-} in */cpu*) need=4 ;; *) need=13 ;; esac
+case ${GPU:-}${TORCH_INDEX:-} in */cpu*) need=4 ;; 1*) need=16 ;; *) need=13 ;; esac
 if compgen -G "$venv/lib/python3*/site-packages/torch/version.py" >/dev/null; then need=1; fi
 free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1000000))
 if [ "$free" -lt "$need" ]; then
@@ -83,12 +102,19 @@ pip() { # pip with its output in the log, of which downloads of 20 MB and more a
 say "2/3 packages: the first time 0.7 GB to download (3.2 GB with CUDA), a minute or more"
 wanted=$TMPDIR/requirements.txt
 "$venv/bin/python" -c '
-import tomllib
+import os, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-groups = [project["dependencies"], *project["optional-dependencies"].values()]
-print(*sorted({pin for group in groups for pin in group if not pin.startswith("llama-cpp-python")}), sep="\n")
+extras = project["optional-dependencies"]
+ran = dict(line.split("==") for line in open("constraints-gpu.txt").read().split() if "==" in line)
+if not os.environ.get("GPU"):
+    del extras["unsloth"]
+    ran = {}
+pins = {pin for group in [project["dependencies"], *extras.values()] for pin in group}
+names = {pin: pin.partition("==")[0].partition("[")[0] for pin in pins if not pin.startswith("llama-cpp-python")}
+# On a card, the versions that ran on one come before those of the stages.
+print(*sorted(name + "==" + ran[name] if name in ran else pin for pin, name in names.items()), sep="\n")
 ' >"$wanted"
-constraints=constraints.txt
+constraints=constraints${GPU:+-gpu}.txt
 [ -z "${LOCK:-}" ] || constraints=/dev/null
 pip install "$(grep '^pip==' "$wanted")"
 [ -z "${TORCH_INDEX:-}" ] || pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' "$wanted")"
@@ -129,5 +155,9 @@ print(*(f"{name}=={pins[name]}" for name in sorted(pins) if not name.startswith(
 ' >>constraints.txt
 fi
 "$venv/bin/python" -m pipeline.plots --frame-only
+if [ -n "${GPU:-}" ]; then
+    "$venv/bin/python" -c 'import torch; torch.ones(1, device="cuda") + 1' 2>>"$log" ||
+        fail "torch cannot use $name (driver $driver): the end of .venv/setup.log says why"
+fi
 touch "$venv/ready"
 say "done"

@@ -34,6 +34,7 @@ class Server:
     url: str
     answers: dict[str, list[Answer]] = field(default_factory=dict[str, list[Answer]])
     requests: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # method and path
+    ranges: list[int] = field(default_factory=list[int])  # the first bytes of what was asked for in part
 
     def answer(self, method: str, path: str) -> Answer:
         self.requests.append((method, path))
@@ -83,12 +84,18 @@ def serve() -> Iterator[Server]:
             if answer.reset:
                 self.close_connection = True
                 return
-            self.send_response(answer.status)
-            for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+            wanted = self.headers.get("Range", "") if answer.status == 200 else ""
+            start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0)
+            body = answer.body[start:]
+            self.send_response(206 if wanted else answer.status)
+            for name, value in {"Content-Length": str(len(body)), **answer.headers}.items():
                 self.send_header(name, value)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(answer.body) - 1}/{len(answer.body)}")
+                server.ranges.append(start)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(answer.body[: answer.sent])
+                self.wfile.write(body[: answer.sent])
             if answer.sent is not None:
                 self.close_connection = True
 

@@ -76,7 +76,7 @@ MODULES: dict[str, tuple[str, ...]] = {
 DATA: dict[str, tuple[str, ...]] = {
     "data/raw/ori_pqal.json": ("download", "format"),
     "data/raw/test_ground_truth.json": ("download", "format"),
-    "data/raw/source.json": ("download", "format", "report"),
+    "data/raw/source.json": ("download", "format", "quantize", "report"),
     "data/formatted/train.jsonl": ("format", "train", "baseline"),
     "data/formatted/validation.jsonl": ("format", "train", "baseline"),
     "data/formatted/test.jsonl": ("format", "evaluate", "baseline", "report"),
@@ -117,6 +117,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     **{stage: (stage,) for stage in ALL},
     "quantize": ("quantize", "baseline"),
     "evaluate": ("evaluate", "baseline"),
+    "unsloth": ("train",),
     "test": (),
     "dev": (),
     "build": (),

@@ -17,7 +17,10 @@ BOS, END_OF_TEXT, START_HEADER, END_HEADER, EOT = SPECIALS = (
     "<|eot_id|>",
 )
 # The pre-tokenizer's pattern in the tokenizer.json of meta-llama/Meta-Llama-3-8B-Instruct.
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # The chat template of the same model, character for character.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + "
@@ -50,9 +53,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     # Llama 3 has every number of one to three digits as one token; here one or two, so that a P value is one token.
-    numbers = [f"{n:02d}" for n in range(100)]
-    words = [" ".join(WHOLE_WORDS), " ".join(numbers), *(f"{word}\n {word}" for word in WHOLE_WORDS)] * 10_000
-    bpe.train_from_iterator([*words, *texts], trainer)
+    numbers = " ".join(f"{n:02d}" for n in range(100))
+    small = " ".join(f"{n:02d}" for n in range(10))  # first, so that 0.013 reads 0 . 01 3
+    digits = str.maketrans(dict.fromkeys("0123456789", " "))  # no other numbers become tokens
+    words = [" ".join(WHOLE_WORDS), numbers, small, *(f"{word}\n {word}" for word in WHOLE_WORDS)] * 10_000
+    bpe.train_from_iterator([*words, *(text.translate(digits) for text in texts)], trainer)
     bpe.add_special_tokens(list(SPECIALS))
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B:1", special_tokens=[(BOS, bpe.token_to_id(BOS))]

@@ -143,6 +143,50 @@ class TestHub:
         server.add_json(path, info)
         assert_fails(run_base(tmp_path, server), max(SHARDS), "no sha256")
 
+    def load(self, directory: Path, server: Server) -> subprocess.CompletedProcess[str]:
+        """Fetch and check the weights that models/base names, in a process of its own."""
+        script = (
+            "from pathlib import Path; from pipeline.records import read_json; from pipeline.stage import run\n"
+            "from pipeline.weights import load_directory\n"
+            'def main(): print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))\n'
+            "run(main)"
+        )
+        hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
+        return run_command(directory, f"python3 -c '{script}'", **hub)
+
+    def test_an_interrupted_download_goes_on_where_it_was(self, server: Server, tmp_path: Path):
+        large = save({"w": np.arange(4_000_000, dtype=np.float32)})
+        server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
+        assert run_base(tmp_path, server).returncode == 0
+        path = f"/org/model/resolve/{COMMIT}/model.safetensors"
+        whole = server.answers[path][0]
+        # The first answer is to HEAD; then the connection breaks in the middle of the body.
+        server.answers[path] = [whole, Answer(200, large, whole.headers, sent=12_000_000), whole]
+        result = self.load(tmp_path, server)
+        assert result.returncode == 0, result.stderr
+        assert Path(result.stdout.strip(), "model.safetensors").read_bytes() == large
+        assert server.ranges
+        assert 0 < server.ranges[-1] <= 12_000_000
+
+    def test_weights_that_are_not_what_the_manifest_says(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        assert run_base(tmp_path, server).returncode == 0
+        path = tmp_path / "models" / "base" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["files"][0]["sha256"] = "0" * 64
+        path.write_text(json.dumps(manifest))
+        result = self.load(tmp_path, server)
+        assert result.returncode == 1
+        assert "does not have the sha256 in manifest.json" in result.stderr.splitlines()[-1]
+
+    def test_the_commit_is_asked_for_and_no_branch(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        assert run_base(tmp_path, server).returncode == 0
+        assert self.load(tmp_path, server).returncode == 0
+        asked = [path for _, path in server.requests if "/resolve/" in path or path.startswith("/api/models/")]
+        assert asked
+        assert all(COMMIT in path for path in asked)
+
     @pytest.mark.parametrize("part", ["/", "/resolve/"], ids=["everything", "files"])
     def test_gated(self, server: Server, tmp_path: Path, part: str):
         server.add_repository("org/model", MODEL)

@@ -1,0 +1,74 @@
+"""A report of the last `dvc repro` to paste into an issue: hardware, versions, base, times, memory and metrics.
+
+    make first-run
+
+It holds no text of any question and no path.
+"""
+
+import json
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from benchmarks.record import PACKAGES, hardware
+
+STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "baseline", "report")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty if the stage has not run."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def card() -> str:
+    """Name, memory and driver of the first CUDA card."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return lines[0] if lines else "none"
+
+
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def rows(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """`| key | value |` for every plain value, nested ones by their dotted path."""
+    lines: list[str] = []
+    for key, value in sorted(values.items()):
+        if isinstance(value, dict):
+            lines += rows(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"| {prefix}{key} | {value} |")
+    return lines
+
+
+def report(directory: Path) -> str:
+    """The report of the project in `directory`, in Markdown."""
+    metrics = directory / "metrics"
+    params: Any = YAML(typ="safe").load((directory / "params.yaml").read_text(encoding="utf-8"))
+    chosen = ("backend", "dtype", "per_device_train_batch_size", "gradient_accumulation_steps", "offload_embedding")
+    lines = ["## First run", "", "| | |", "| --- | --- |", f"| hardware | {hardware()} |", f"| CUDA card | {card()} |"]
+    lines += [f"| {name} | {installed(name)} |" for name in (*PACKAGES, "unsloth", "xformers")]
+    base = params["base"].get("repo_id", params["base"]["source"])
+    lines += [f"| base | {base} {params['base'].get('revision', '')} |"]
+    lines += [f"| train.{name} | {params['train'].get(name)} |" for name in chosen]
+    lines += ["", "| cost | |", "| --- | ---: |"]
+    for stage in STAGES:
+        lines += rows(read(metrics / f"{stage}_resources.json"), f"{stage}.")
+    lines += ["", "| metric | |", "| --- | ---: |"]
+    for name in ("train", "evaluate", "baseline", "compare"):
+        lines += rows(read(metrics / f"{name}.json"), f"{name}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report(Path()))

@@ -1,0 +1,301 @@
+"""Rehearse a hub profile with random weights: its memory, disk and time, before a download is paid for or a gate opens.
+
+    python -m benchmarks.rehearsal --profile profiles/llama3-8b-t4.yaml --tokenizer DIR [--pubmedqa DIR]
+
+A local server speaks the hub's protocol and serves random weights at Llama-3-8B's exact shape with the tokenizer and
+chat template in DIR; `dvc repro` then runs the shipped profile in ./rehearsal, where only ids, commits, hashes and
+addresses differ. Interrupted, it goes on where it was when run again. What it measures lies in
+rehearsal/rehearsal.json; a model of random weights is never released: the report stage sees to that.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from benchmarks.watch import Watch
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = "rehearsal/Llama-3-8B-random-weights"  # report releases nothing whose base begins with 'rehearsal/'
+COMMIT = hashlib.sha1(REPOSITORY.encode()).hexdigest()
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MAX_SHARD = 5_000_000_000  # bytes, as in the original repository: four files
+POOL = 8_388_593  # a prime, so that no two rows of a matrix begin at the same place in the pool
+
+# config.json of meta-llama/Meta-Llama-3-8B-Instruct, but for the version of transformers in it.
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+}
+GENERATION = {"bos_token_id": 128000, "do_sample": False, "eos_token_id": [128001, 128009]}
+
+
+def shapes(config: dict[str, Any]) -> dict[str, list[int]]:
+    """The tensors of a Llama of that configuration, in the order of the original files."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    tensors = {"model.embed_tokens.weight": [config["vocab_size"], hidden]}
+    for i in range(config["num_hidden_layers"]):
+        layer = {
+            "input_layernorm": [hidden],
+            "mlp.down_proj": [hidden, inner],
+            "mlp.gate_proj": [inner, hidden],
+            "mlp.up_proj": [inner, hidden],
+            "post_attention_layernorm": [hidden],
+            "self_attn.k_proj": [kv, hidden],
+            "self_attn.o_proj": [hidden, hidden],
+            "self_attn.q_proj": [hidden, hidden],
+            "self_attn.v_proj": [kv, hidden],
+        }
+        tensors |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return tensors | {"model.norm.weight": [hidden], "lm_head.weight": [config["vocab_size"], hidden]}
+
+
+class Shard:
+    """A safetensors file of random bfloat16 weights that is nowhere stored: its bytes are made as they are read."""
+
+    def __init__(self, tensors: dict[str, list[int]], pool: memoryview, ones: memoryview) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self.parts: list[tuple[int, int, memoryview, int]] = []  # start, end, where from, offset there
+        offset = 0
+        for name, shape in tensors.items():
+            size = 2 * int(np.prod(shape))
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+            seed = 2 * (int(hashlib.sha1(name.encode()).hexdigest()[:8], 16) % POOL)
+            self.parts.append((offset, offset + size, *((ones, 0) if "norm" in name else (pool, seed))))
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self.head = struct.pack("<Q", len(text)) + text
+        self.size = len(self.head) + offset
+
+    def read(self, start: int = 0) -> Iterator[memoryview]:
+        """The file's bytes from `start` on, in pieces of a few megabytes."""
+        if start < len(self.head):
+            yield memoryview(self.head)[start:]
+        position = max(0, start - len(self.head))
+        for first, last, source, offset in self.parts:
+            while first <= position < last:
+                at = (offset + position - first) % len(source)
+                piece = source[at : at + min(last - position, len(source) - at)]
+                yield piece
+                position += len(piece)
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for piece in self.read():
+            digest.update(piece)
+        return digest.hexdigest()
+
+
+class Text:
+    """A small file, whole in memory."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body, self.size = body, len(body)
+
+    def read(self, start: int = 0) -> Iterator[memoryview]:
+        yield memoryview(self.body)[start:]
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+
+def repository(config: dict[str, Any], tokenizer: Path, max_shard: int = MAX_SHARD) -> dict[str, Text | Shard]:
+    """The files of a model repository: configuration, tokenizer, index and shards."""
+    normal = np.random.default_rng(0).standard_normal(POOL, dtype=np.float32) * config["initializer_range"]
+    pool = memoryview((normal.view(np.uint32) >> 16).astype(np.uint16)).cast("B")  # bfloat16 is float32's upper half
+    ones = memoryview(np.full(config["hidden_size"], 0x3F80, dtype=np.uint16)).cast("B")
+    groups: list[dict[str, list[int]]] = [{}]
+    size = 0
+    for name, shape in shapes(config).items():
+        tensor = 2 * int(np.prod(shape))
+        if groups[-1] and size + tensor > max_shard:
+            groups.append({})
+            size = 0
+        groups[-1][name] = shape
+        size += tensor
+    names = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    shards = {name: Shard(group, pool, ones) for name, group in zip(names, groups, strict=True)}
+    index = {
+        "metadata": {"total_size": sum(2 * int(np.prod(shape)) for shape in shapes(config).values())},
+        "weight_map": {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group},
+    }
+    texts = {"config.json": config, "generation_config.json": GENERATION, "model.safetensors.index.json": index}
+    files: dict[str, Text | Shard] = {name: Text(json.dumps(value).encode()) for name, value in texts.items()}
+    files |= {name: Text((tokenizer / name).read_bytes()) for name in TOKENIZER}
+    return files | shards
+
+
+def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> ThreadingHTTPServer:
+    """Serve `files` as REPOSITORY at COMMIT as the hub does, and the files of the directory `others` under /files."""
+    with ThreadPoolExecutor() as threads:
+        digests = dict(zip(files, threads.map(lambda file: file.sha256(), files.values()), strict=True))
+    siblings: list[dict[str, Any]] = []
+    for name, file in files.items():
+        lfs = {"lfs": {"sha256": digests[name], "oid": digests[name], "size": file.size, "pointerSize": 134}}
+        large = lfs if isinstance(file, Shard) else {}
+        siblings.append({"rfilename": name, "size": file.size, "blobId": digests[name][:40], **large})
+    info = {"id": REPOSITORY, "sha": COMMIT, "private": False, "gated": False, "tags": ["rehearsal"]}
+    tree = [{"type": "file", "path": s["rfilename"], "oid": s["blobId"], **s} for s in siblings]
+    answers: dict[str, Text | Shard] = {
+        f"/api/models/{REPOSITORY}/revision/{COMMIT}": Text(json.dumps(info | {"siblings": siblings}).encode()),
+        f"/api/models/{REPOSITORY}/tree/{COMMIT}": Text(json.dumps(tree).encode()),
+        **{f"/{REPOSITORY}/resolve/{COMMIT}/{name}": file for name, file in files.items()},
+    }
+    if others:
+        answers |= {f"/files/{path.name}": Text(path.read_bytes()) for path in others.iterdir() if path.is_file()}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            if path not in answers:
+                self.send_error(404)
+                return
+            file = answers[path]
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            start = int(wanted[1]) if wanted else 0
+            self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{file.size - 1}/{file.size}")
+            self.send_header("Content-Length", str(file.size - start))
+            self.send_header("Content-Type", "application/json" if "/api/" in path else "application/octet-stream")
+            if (name := path.rsplit("/", 1)[-1]) in digests:
+                self.send_header("ETag", f'"{digests[name]}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                for piece in file.read(start):
+                    self.wfile.write(piece)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def prepare(directory: Path, profile: Path, url: str, pubmedqa: Path | None) -> None:
+    """Copy the project into `directory`, with the profile for its parameters; what an earlier run left there stays."""
+    shutil.copytree(ROOT / "pipeline", directory / "pipeline", dirs_exist_ok=True)
+    shutil.copytree(ROOT / ".dvc" / "plots", directory / ".dvc" / "plots", dirs_exist_ok=True)
+    for name in ("dvc.yaml", "pyproject.toml", ".dvcignore", ".dvc/config"):
+        shutil.copyfile(ROOT / name, directory / name)
+    subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=directory, check=True)
+    yaml = YAML()
+    params: Any = yaml.load(profile)
+    params["base"] |= {"repo_id": REPOSITORY, "revision": COMMIT}
+    if pubmedqa:
+        params["download"]["location"] = f"{url}/files"
+    yaml.dump(params, directory / "params.yaml")
+
+
+def repro(directory: Path, url: str, targets: list[str]) -> dict[str, Any]:
+    """Run `dvc repro`; seconds, peak of anonymous memory and peak of disk by stage, and whether all went well."""
+    home = directory / "hub"
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "dvc", "repro", *targets]
+    start = time.monotonic()
+    began: dict[str, float] = {"start": start}
+    with subprocess.Popen(
+        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        watch = Watch(process.pid, [directory])
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            if found := re.match(r"Running stage '(\w+)'", line):
+                watch.phase = found[1]
+                began[found[1]] = time.monotonic()
+        watch.stop()
+    ends = [*list(began.values())[1:], time.monotonic()]
+    return {
+        "succeeded": process.returncode == 0,
+        "seconds": {name: round(end - at, 1) for (name, at), end in zip(began.items(), ends, strict=True)},
+        "peak_anon_gib": {name: round(size / 2**30, 2) for name, size in watch.peak_anon.items()},
+        "peak_disk_gb": {name: round(size / 1e9, 2) for name, size in watch.peak_disk.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", type=Path, default=ROOT / "profiles" / "llama3-8b-t4.yaml")
+    parser.add_argument("--tokenizer", type=Path, help=f"a directory with Llama 3's {', '.join(TOKENIZER)}")
+    parser.add_argument("--pubmedqa", type=Path, help="a directory with PubMedQA's two files; left out: the network")
+    parser.add_argument("--directory", type=Path, default=Path("rehearsal"), help="where it happens: 60 GB of disk")
+    parser.add_argument("--shape", choices=["llama3-8b", "tiny"], default="llama3-8b", help="tiny: to try the command")
+    parser.add_argument("--port", type=int, default=8377, help="the same one when it goes on with an earlier run")
+    parser.add_argument("targets", nargs="*", help="stages; left out: all")
+    options = parser.parse_args()
+    if not options.profile.is_file():
+        sys.exit(f"rehearsal: {options.profile} is missing; `ls profiles` shows what there is")
+    if not options.tokenizer or not all((options.tokenizer / name).is_file() for name in TOKENIZER):
+        sys.exit(f"rehearsal: --tokenizer must name a directory with {', '.join(TOKENIZER)} of Llama 3")
+    directory = options.directory.absolute()
+    config = CONFIG | (TINY if options.shape == "tiny" else {})
+    print(f"rehearsal: hashing {options.shape}'s random weights", flush=True)
+    with serve(repository(config, options.tokenizer), options.pubmedqa, options.port) as server:
+        url = f"http://127.0.0.1:{options.port}"
+        prepare(directory, options.profile, url, options.pubmedqa)
+        measured = repro(directory, url, options.targets)
+        server.shutdown()
+    path = directory / "rehearsal.json"
+    runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps([*runs, measured], indent=2) + "\n", encoding="utf-8")
+    for stage, seconds in measured["seconds"].items():
+        memory, disk = (measured[name].get(stage, 0) for name in ("peak_anon_gib", "peak_disk_gb"))
+        print(f"rehearsal: {stage:10} {seconds:8.1f} s {memory:7.2f} GiB of memory {disk:7.2f} GB of disk")
+    if not measured["succeeded"]:
+        sys.exit("rehearsal: a stage failed; its last lines are above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The seam between training backends: what is refused in a sentence, and what a step is counted as."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline.stage import Fail
+from pipeline.train import Params, check_backend, step_recorder
+from tests.conftest import ROOT
+
+
+def params(profile: str, **changes: object) -> Params:
+    values = YAML(typ="safe").load((ROOT / "profiles" / f"{profile}.yaml").read_text())["train"]
+    return Params.check("train", values | changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no card")
+def test_unsloth_without_a_card():
+    with pytest.raises(Fail, match=r"train\.backend: unsloth needs a CUDA card, and torch finds none; set it to trl"):
+        check_backend(params("llama3-8b-t4"))
+
+
+def test_unsloth_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "anywhere")
+    monkeypatch.setitem(__import__("sys").modules, "unsloth", None)
+    with pytest.raises(Fail, match=r"unsloth is not installed whole .*make setup GPU=1"):
+        check_backend(params("llama3-8b-t4"))
+
+
+def test_trl_cannot_offload_the_embedding():
+    with pytest.raises(Fail, match=r"train\.offload_embedding"):
+        check_backend(params("micro", offload_embedding=True))
+    check_backend(params("micro"))
+
+
+def test_an_unknown_backend():
+    with pytest.raises(Fail, match=r"train\.backend"):
+        params("micro", backend="axolotl")
+
+
+@pytest.mark.parametrize("profile", ["llama3-8b-t4", "llama3-8b"])
+def test_the_profiles_of_the_8b_model(profile: str):
+    chosen = params(profile)
+    assert (chosen.r, chosen.lora_alpha, chosen.max_steps) == (16, 16, 60)
+    assert chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps == 8
+    assert chosen.dtype == {"llama3-8b-t4": "float16", "llama3-8b": "bfloat16"}[profile]
+
+
+def test_steps_that_the_loss_scaling_leaves_out_are_counted():
+    recorder = step_recorder()
+    for step, skipped in enumerate([True, True, False], 1):
+        state = SimpleNamespace(global_step=step, num_input_tokens_seen=step)
+        recorder.on_step_end(None, state, None, optimizer=SimpleNamespace(step_was_skipped=skipped))
+    assert recorder.skipped == 2
+    assert [row[0] for row in recorder.rows] == [1, 2, 3]
