@@ -21,10 +21,11 @@ repro: .venv/ready  ## run the pipeline, then show its result
 test: .venv/ready  ## run the tests
 	.venv/bin/python -m pytest $(ARGS)
 
-check: .venv/ready  ## check format, lint and types
+check: .venv/ready  ## check format, lint, types, and that the pages of figures are not stale
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/pyright
+	.venv/bin/python benchmarks/record.py --check
 
 plots: .venv/ready  ## draw the plots into a page that needs no network
 	.venv/bin/python -m pipeline.plots
