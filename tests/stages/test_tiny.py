@@ -1,4 +1,4 @@
-"""The embedded default is a fair miniature: what `dvc repro` must reach on profiles/tiny.yaml. Four minutes a seed."""
+"""The embedded default is a fair miniature: what `dvc repro` must reach on profiles/tiny.yaml, with four seeds."""
 
 import json
 from collections import Counter

@@ -1,11 +1,16 @@
 """Strict parameters, one-sentence errors, and outputs that appear whole or not at all."""
 
+import shutil
+import subprocess
+import sys
+import venv
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import Field
 
+import pipeline
 from pipeline.stage import Fail, Section, run, scratch, writing
 
 
@@ -161,3 +166,14 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.argv", ["toy"])
     with pytest.raises(KeyError):
         run(main)
+
+
+def test_a_python_outside_any_environment_goes_on_with_the_projects_own(tmp_path: Path):
+    """What `.venv/bin/dvc repro` without activation comes down to."""
+    (tmp_path / "pipeline").mkdir()
+    shutil.copyfile(pipeline.__file__, tmp_path / "pipeline" / "__init__.py")
+    (tmp_path / "pipeline" / "which.py").write_text("import sys; print(sys.prefix, *sys.argv[1:])")
+    venv.create(tmp_path / ".venv", symlinks=True)
+    system = Path(sys.base_prefix, "bin", "python3")
+    done = subprocess.run([system, "-m", "pipeline.which", "a b"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / '.venv'} a b\n"

@@ -89,21 +89,14 @@ class TestHub:
     def test_the_stage_that_needs_the_weights_fetches_and_checks_them(self, server: Server, tmp_path: Path):
         server.add_repository("org/model", MODEL)
         assert run_base(tmp_path, server).returncode == 0
-        load = (
-            "python3 -c 'import sys; from pathlib import Path; from pipeline.records import read_json;"
-            "from pipeline.weights import load_directory; from pipeline.stage import run\n"
-            'def main(): print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))\n'
-            "run(main)'"
-        )
-        hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
-        result = run_command(tmp_path, load, **hub)
+        result = self.load(tmp_path, server)
         assert result.returncode == 0, result.stderr
         directory = Path(result.stdout.strip())
         assert {name: (directory / name).read_bytes() for name in SHARDS} == SHARDS
-        offline = run_command(tmp_path, load, **hub | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"})
+        offline = self.load(tmp_path, server, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
         assert offline.stdout == result.stdout
         (directory / max(SHARDS)).resolve().write_bytes(SHARDS[max(SHARDS)][:-1] + b"x")
-        altered = run_command(tmp_path, load, **hub)
+        altered = self.load(tmp_path, server)
         assert altered.returncode == 1
         assert f"{max(SHARDS)} does not have the sha256" in altered.stderr.splitlines()[-1]
 
@@ -143,7 +136,7 @@ class TestHub:
         server.add_json(path, info)
         assert_fails(run_base(tmp_path, server), max(SHARDS), "no sha256")
 
-    def load(self, directory: Path, server: Server) -> subprocess.CompletedProcess[str]:
+    def load(self, directory: Path, server: Server, **environment: str) -> subprocess.CompletedProcess[str]:
         """Fetch and check the weights that models/base names, in a process of its own."""
         script = (
             "from pathlib import Path; from pipeline.records import read_json; from pipeline.stage import run\n"
@@ -152,7 +145,7 @@ class TestHub:
             "run(main)"
         )
         hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
-        return run_command(directory, f"python3 -c '{script}'", **hub)
+        return run_command(directory, f"python3 -c '{script}'", **hub | environment)
 
     def test_an_interrupted_download_goes_on_where_it_was(self, server: Server, tmp_path: Path):
         large = save({"w": np.arange(4_000_000, dtype=np.float32)})
