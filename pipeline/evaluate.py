@@ -1,48 +1,72 @@
-"""Evaluate: the GGUF that ships and the test questions -> a prediction for each, and their scores.
+"""Evaluate: the GGUF that ships and the test questions -> a prediction for each, by protocol, and their scores.
 
-P(label | prompt) by summed log-probability, as lm-evaluation-harness scores PubMedQA, but from llama.cpp's kernels and
-in the model's chat template; a greedy answer is the second opinion. Measures are PubMedQA's own, accuracy and macro-F1
-over all and only the test PMIDs (https://github.com/pubmedqa/pubmedqa, evaluation.py).
+P(label | prompt) by summed log-probability, as lm-evaluation-harness scores PubMedQA, but from llama.cpp's kernels; in
+the protocol `chat` a greedy answer is the second opinion. Measures are PubMedQA's own, accuracy and macro-F1 over all
+and only the test PMIDs (https://github.com/pubmedqa/pubmedqa, evaluation.py). `reference` runs this module too, on the
+16-bit file.
 """
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 # Before numpy: where the compiler's libstdc++ is newer than the system's, llama.cpp crashed in loading a file with CUDA
 # after numpy had brought the system's in, and never in this order.
 import llama_cpp  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from pipeline.measures import COLUMNS, summary
+from pipeline.prompt import PROTOCOLS
 from pipeline.records import read_jsonl, write_csv, write_json
-from pipeline.scoring import Scorer
+from pipeline.scoring import N_UBATCH, Choices, Scorer
 from pipeline.stage import Fail, Section, Usage, run
 
 
+def with_chat(protocols: list[str]) -> list[str]:
+    """Refuse a list without `chat` or with a name twice: every comparison needs the one, DVC the other."""
+    if "chat" not in protocols or len(set(protocols)) < len(protocols):
+        raise ValueError("name chat, and every protocol once")
+    return protocols
+
+
 class Params(Section):
+    protocols: Annotated[list[Literal["chat", "lm_eval", "question_only"]], AfterValidator(with_chat)]
     n_ctx: Annotated[int, Field(ge=64)]  # tokens: room for the longest prompt
     max_new_tokens: Annotated[int, Field(ge=1, le=64)]  # of the greedy answer
 
 
+def pose(scorer: Scorer, row: dict[str, Any], protocol: str) -> tuple[list[int], Choices]:
+    """Token ids of a test row's prompt under a protocol, and of the labels' forms."""
+    match protocol:
+        case "lm_eval":
+            return scorer.plain(row["lm_eval"])
+        case "question_only":
+            return scorer.chat(row["question_only"])
+        case _:
+            return scorer.chat(row["prompt"])
+
+
 def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], dict[str, float]]:
-    """A row of COLUMNS for each question, and load time, speed and size, from the questions of `test` on `gguf`."""
+    """A row of COLUMNS for each protocol and question of `test`, answered by `gguf`; its load time and speed."""
     questions = read_jsonl(test)
     start = time.perf_counter()
     rows: list[list[Any]] = []
     with Scorer(gguf, params.n_ctx) as scorer:
         loaded = time.perf_counter()
         tokens = 0
-        for row in tqdm(questions, desc=f"questions to {gguf.name.strip('.')}"):
+        asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in questions]
+        for protocol, row in tqdm(asked, desc=f"questions to {gguf.name.strip('.')}"):
             try:
-                scores, first, count = scorer.score(row["prompt"])
-                greedy = scorer.greedy(first, count, params.max_new_tokens)
+                prompt, choices = pose(scorer, row, protocol)
+                scores, first = scorer.score(prompt, choices)
+                greedy = scorer.greedy(first, len(prompt), params.max_new_tokens) if protocol == "chat" else ""
             except Fail as error:
                 raise Fail(f"{test}, PMID {row['pmid']}: {error}") from None
             prediction = max(scores, key=lambda label: scores[label])
-            rows.append([row["pmid"], row["label"], *(f"{p:.6f}" for p in scores.values()), prediction, greedy])
-            tokens += count
+            numbers = [f"{p:.6f}" for p in scores.values()]
+            rows.append([protocol, row["pmid"], row["label"], *numbers, prediction, greedy, int(first.argmax())])
+            tokens += len(prompt)
     seconds = time.perf_counter() - loaded
     return rows, {
         "load_seconds": round(loaded - start, 2),
@@ -52,11 +76,11 @@ def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], di
 
 
 def main(gguf: Path, test: Path, predictions: Path, metrics: Path, resources: Path) -> None:
-    """Write PREDICTIONS (PMID, gold label, three log-probabilities, prediction, greedy answer; no text) and METRICS."""
+    """Write PREDICTIONS (a row of measures.COLUMNS for each protocol and question; no text) and METRICS."""
     usage = Usage()
     rows, speed = predict(gguf, test, Params.load("evaluate"))
     write_csv(predictions, COLUMNS, rows)
-    write_json(metrics, {**summary(predictions), "gguf_bytes": gguf.stat().st_size})
+    write_json(metrics, {**summary(predictions), "n_ubatch": N_UBATCH, "gguf_bytes": gguf.stat().st_size})
     write_json(resources, {**usage.figures(), **speed})
 
 

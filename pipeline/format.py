@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline.prompt import LABELS, completion, prompt
+from pipeline.prompt import LABELS, as_data, completion, lm_eval, prompt, question_only
 from pipeline.records import Record, read_json, write_csv, write_json, write_jsonl
 from pipeline.stage import Fail, Section, run
 
@@ -103,6 +103,13 @@ def split(records: dict[str, Record], truth: dict[str, str], params: Params) -> 
     }
 
 
+def texts_as_data(record: Record, control: list[str]) -> Record:
+    """The record, its texts such that no tokenizer finds one of the `control` tokens in them."""
+    texts = {field: as_data(record[field], control) for field in ("QUESTION", "LONG_ANSWER")}
+    lists = {field: [as_data(text, control) for text in record[field]] for field in ("CONTEXTS", "LABELS")}
+    return record | texts | lists
+
+
 def example(pmid: str, record: Record, system_prompt: str) -> Example:
     """A line of the JSONL files: the prompt and the completion as chat messages."""
     return {
@@ -111,6 +118,11 @@ def example(pmid: str, record: Record, system_prompt: str) -> Example:
         "prompt": prompt(record, system_prompt),
         "completion": completion(record),
     }
+
+
+def other_protocols(record: Record, system_prompt: str) -> Example:
+    """What a line of test.jsonl holds besides: the same question as the other protocols ask it."""
+    return {"lm_eval": lm_eval(record), "question_only": question_only(record, system_prompt)}
 
 
 def ngrams(record: Record, n: int) -> set[tuple[str, ...]]:
@@ -123,6 +135,11 @@ def overlap(test: list[Record], train: list[Record], n: int) -> int:
     """The number of test records that share a word n-gram with a training record."""
     seen = set[tuple[str, ...]]().union(*(ngrams(record, n) for record in train))
     return sum(not seen.isdisjoint(ngrams(record, n)) for record in test)
+
+
+def control_tokens(base: Path) -> list[str]:
+    """The names of the base's special tokens, such as `<|eot_id|>`."""
+    return [token["content"] for token in read_json(base / "tokenizer.json")["added_tokens"] if token["special"]]
 
 
 def token_counter(base: Path) -> Callable[[Example], int]:
@@ -180,8 +197,11 @@ def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: P
         extra: dict[str, Record] = read_by_pmid(artificial)
         pmids["train"] += add_artificial(records, extra)
         records = records | extra
+    count, control = token_counter(base), control_tokens(base)
+    records = {pmid: texts_as_data(record, control) for pmid, record in records.items()}
     splits = {name: [example(pmid, records[pmid], params.system_prompt) for pmid in pmids[name]] for name in SPLITS}
-    count = token_counter(base)
+    for row in splits["test"]:
+        row |= other_protocols(records[row["pmid"]], params.system_prompt)
     tokens = {name: [count(row) for row in tqdm(rows, desc=f"tokens {name}")] for name, rows in splits.items()}
     labels = {name: [row["label"] for row in rows] for name, rows in splits.items()}
     test, others = ([records[pmid] for name in names for pmid in pmids[name]] for names in (["test"], SPLITS[:2]))

@@ -25,37 +25,34 @@ LLAMA3_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-
+# Of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
 BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
 MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that llama.cpp's quantizer holds at once; its default is 8 GiB
 
 
-def check_disk(model: Path, target: Path, quant_type: str) -> None:
-    """Raise `Fail` unless the disk has room for the temporary 16-bit GGUF of `model` and for `target` beside it.
-
-    BITS are those of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
-    """
-    wide = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    needed = wide * (1 + BITS[quant_type] / 16)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
+def check_disk(model: Path, directory: Path, copies: float) -> None:
+    """Raise `Fail` unless the disk of `directory` has room for so many times the weights of `model`."""
+    needed = copies * sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise Fail(
-            f"{needed / 1e9:.1f} GB of free disk are needed in {target.parent}, for a 16-bit GGUF of {model} and its "
-            f"{quant_type}, and {free / 1e9:.1f} GB are there; free some, then run `dvc repro`"
+            f"{needed / 1e9:.1f} GB of free disk are needed in {directory}, to make a GGUF of {model}, and "
+            f"{free / 1e9:.1f} GB are there; free some, then run `dvc repro`"
         )
 
 
 def build(model: Path, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
     """Convert the model directory to a temporary 16-bit GGUF and quantize that to `target`; raises `Fail`."""
-    check_disk(model, target, quant_type)
+    check_disk(model, target.parent, 1 + BITS[quant_type] / 16)
     with scratch(target.with_suffix(".16bit.gguf")) as wide:
         convert(model, wide, metadata)
         quantize(wide, target, quant_type)
 
 
 def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
-    """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds."""
+    """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds; raises `Fail`."""
+    check_disk(model, target.parent, 1)
     with scratch(target.with_suffix(".json")) as path:
         write_json(path, metadata)
         command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target), str(path)]

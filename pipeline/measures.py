@@ -1,7 +1,7 @@
-"""The table of predictions that `evaluate` and `baseline` write: its one reader, and the measures of one such table.
+"""The table of predictions that `evaluate` and its like write: its one reader, and the measures of one model.
 
 Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py). Whatever
-compares two tables is in `report`, so that an edit to it never scores a model again.
+compares tables or judges probabilities is in `compare`, so that an edit to it never scores a model again.
 """
 
 import csv
@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.prompt import LABELS
+from pipeline.prompt import LABELS, PROTOCOLS
 from pipeline.stage import Fail
 
-COLUMNS = ["pmid", "label", *LABELS, "prediction", "greedy"]
+COLUMNS = ["protocol", "pmid", "label", *LABELS, "prediction", "greedy", "top_token"]
 UNPARSABLE = "unparsable"  # a greedy answer without a decision: never counted as 'maybe'
 
 Floats = NDArray[np.float64]
@@ -31,42 +31,60 @@ class Prediction(NamedTuple):
     label: str
     log_probabilities: tuple[float, float, float]  # natural logarithms, in the order of LABELS; they need not sum to 1
     prediction: str
-    greedy: str
+    greedy: str  # empty where the protocol asks for no written answer
+    top_token: int  # id of the most probable next token, label or not
 
 
-def parse(row: list[str]) -> Prediction:
-    """A line of the table; raises ValueError with what is wrong with it."""
+Predictions = dict[str, list[Prediction]]  # by protocol, each in the order of PMIDs
+
+
+def parse(row: list[str]) -> tuple[str, Prediction]:
+    """A line of the table and its protocol; raises ValueError with what is wrong with it."""
     if len(row) != len(COLUMNS):
         raise ValueError(f"{len(row)} fields in place of {len(COLUMNS)}")
-    pmid, label, yes, no, maybe, prediction, greedy = row
+    protocol, pmid, label, yes, no, maybe, prediction, greedy, top_token = row
     scores = (float(yes), float(no), float(maybe))
     if not all(math.isfinite(score) and score <= 1e-3 for score in scores):  # a little above 0: float32's rounding
         raise ValueError("a score that is not a logarithm of a probability")
-    if label not in LABELS or prediction not in LABELS or greedy not in (*LABELS, UNPARSABLE):
+    if protocol not in PROTOCOLS:
+        raise ValueError("an unknown protocol")
+    answers = (*LABELS, UNPARSABLE) if protocol == "chat" else ("",)
+    if label not in LABELS or prediction not in LABELS or greedy not in answers:
         raise ValueError("an unknown label")
     if scores[LABELS.index(prediction)] < max(scores):
         raise ValueError(f"prediction {prediction} is not the most probable label")
-    return Prediction(pmid, label, scores, prediction, greedy)
+    return protocol, Prediction(pmid, label, scores, prediction, greedy, int(top_token))
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """The checked rows of a prediction table; raises `Fail` with file, line and PMID."""
-    try:
-        header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines() or [""])
-    except FileNotFoundError:
-        raise Fail(f"{path} is missing; run `dvc repro`") from None
-    if header != COLUMNS or not lines:
-        raise Fail(f"{path} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
-    rows: dict[str, Prediction] = {}
+def parse_predictions(text: str, name: str) -> Predictions:
+    """The checked rows of a table of predictions, of which `name` is told in errors; raises `Fail` with line and PMID.
+
+    A header alone is an empty table: the table of a model that was not measured.
+    """
+    header, *lines = csv.reader(text.splitlines() or [""])
+    if header != COLUMNS:
+        raise Fail(f"{name} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
+    rows: dict[tuple[str, str], Prediction] = {}
     for number, line in enumerate(lines, 2):
         try:
-            row = parse(line)
-            if row.pmid in rows:
-                raise ValueError("the PMID comes twice")
+            protocol, row = parse(line)
+            if (protocol, row.pmid) in rows:
+                raise ValueError(f"the PMID comes twice under {protocol}")
         except ValueError as error:
-            raise Fail(f"{path}, line {number} (PMID {line[0] if line else 'missing'}): {error}") from None
-        rows[row.pmid] = row
-    return list(rows.values())
+            raise Fail(f"{name}, line {number} (PMID {line[1] if line[1:] else 'missing'}): {error}") from None
+        rows[protocol, row.pmid] = row
+    tables: Predictions = {}
+    for protocol, pmid in sorted(rows):
+        tables.setdefault(protocol, []).append(rows[protocol, pmid])
+    return tables
+
+
+def read_predictions(path: Path) -> Predictions:
+    """`parse_predictions` of a file."""
+    try:
+        return parse_predictions(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
 
 
 def cells(*columns: Sequence[str]) -> Counts:
@@ -117,15 +135,16 @@ def wilson(right: int, questions: int, confidence: float) -> tuple[float, float]
 
 
 def score(rows: list[Prediction], confidence: float) -> dict[str, float]:
-    """Everything that the rows say about their model: flat numbers, shares to six decimals."""
+    """Everything that the decisions say about their model: flat numbers, shares to six decimals."""
     counts = confusion(rows)
     low, high = wilson(int(np.trace(counts)), len(rows), confidence)
     shares = {"accuracy": accuracy(counts), "accuracy_low": low, "accuracy_high": high, "macro_f1": macro_f1(counts)}
     predicted = counts.sum(axis=0) / len(rows)
     for name, values in {"recall": recall(counts), "precision": precision(counts), "predicted": predicted}.items():
         shares |= {f"{name}_{label}": value for label, value in zip(LABELS, values, strict=True)}
-    shares["unparsable_rate"] = sum(row.greedy == UNPARSABLE for row in rows) / len(rows)
-    shares["greedy_agreement"] = sum(row.greedy == row.prediction for row in rows) / len(rows)
+    if written := [row for row in rows if row.greedy]:
+        shares["unparsable_rate"] = sum(row.greedy == UNPARSABLE for row in written) / len(written)
+        shares["greedy_agreement"] = sum(row.greedy == row.prediction for row in written) / len(written)
     return {
         "questions": len(rows),
         **{name: round(float(value), 6) for name, value in shares.items()},
@@ -133,6 +152,7 @@ def score(rows: list[Prediction], confidence: float) -> dict[str, float]:
     }
 
 
-def summary(path: Path) -> dict[str, float]:
-    """The scores of the predictions in `path`, for metrics/*.json; their interval is the usual one, of 95 %."""
-    return score(read_predictions(path), 0.95)
+def summary(path: Path) -> dict[str, dict[str, float]]:
+    """The scores of the predictions in `path` by protocol, with its version; the interval is the usual one, of 95 %."""
+    tables = read_predictions(path)
+    return {name: {"version": PROTOCOLS[name], **score(rows, 0.95)} for name, rows in tables.items()}

@@ -1,7 +1,7 @@
-"""A GGUF and chat messages -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp's kernels.
+"""A GGUF and a prompt -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp's kernels.
 
-One llama_decode scores a question: the prompt's tokens belong to every sequence of a unified cache, and each surface
-form of a label follows under a sequence of its own. A form of one token costs nothing beyond the prompt.
+One llama_decode scores a question: the prompt's tokens belong to every sequence of a unified cache, and each form of
+a label follows under a sequence of its own. A form of one token costs nothing beyond the prompt.
 """
 
 import ctypes
@@ -16,7 +16,11 @@ from pipeline.prompt import LABELS
 from pipeline.records import Message
 from pipeline.stage import Fail
 
-N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and part of the protocol
+N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and told in the metrics
+MAX_FORMS = 6  # of all labels together
+MAX_FORM_TOKENS = 8  # 'maybe' in the smallest vocabulary has five
+
+Choices = dict[str, list[list[int]]]  # label -> the token ids of each of its forms
 
 
 def surface_forms(label: str) -> list[str]:
@@ -64,9 +68,7 @@ class Scorer:
             raise Fail(f"{gguf} cannot be loaded by llama.cpp: it is truncated or altered; run `dvc repro`")
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        self.forms = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
-        # A form of one token is read off the prompt's last logits; only longer ones need a sequence.
-        self.tails = [form for forms in self.forms.values() for form in forms if len(form) > 1]
+        self.forms: Choices = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
         self.template = self.chat_template()
         self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
         if not self.context:
@@ -76,10 +78,10 @@ class Scorer:
         params = self.lib.llama_context_default_params()
         params.n_ctx = params.n_batch = self.n_ctx
         params.n_ubatch = N_UBATCH
-        params.n_seq_max = 1 + len(self.tails)
+        params.n_seq_max = 1 + MAX_FORMS
         params.kv_unified = True
         # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
-        params.n_outputs_max = 1 + sum(len(tail) - 1 for tail in self.tails)
+        params.n_outputs_max = 1 + MAX_FORMS * (MAX_FORM_TOKENS - 1)
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = int(os.environ.get("N_THREADS", len(os.sched_getaffinity(0))))
         return params
@@ -104,11 +106,11 @@ class Scorer:
         )
         return Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens parsed, nothing added."""
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids of `text`, special tokens parsed; with `add_special`, BOS where the vocabulary asks for it."""
         data = text.encode()
-        tokens = (self.lib.llama_token * (len(data) + 1))()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, True)
+        tokens = (self.lib.llama_token * (len(data) + 2))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), add_special, True)
         return list(tokens[:count])
 
     def piece(self, token: int) -> bytes:
@@ -117,9 +119,18 @@ class Scorer:
         length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
         return buffer.raw[:length]
 
-    def prompt_tokens(self, messages: list[Message]) -> list[int]:
-        """Token ids of the messages in the GGUF's own chat template, up to where the assistant begins."""
-        return self.tokenize(self.template(messages=messages).prompt)
+    def chat(self, messages: list[Message]) -> tuple[list[int], Choices]:
+        """Token ids of the messages in the GGUF's own chat template, up to where the assistant begins; the labels'."""
+        return self.tokenize(self.template(messages=messages).prompt), self.forms
+
+    def plain(self, text: str) -> tuple[list[int], Choices]:
+        """Token ids of a plain text, and of ' yes', ' no' and ' maybe' after it.
+
+        As lm-evaluation-harness has it (lm_eval/api/model.py, `_encode_pair`): text and choice are encoded together,
+        BOS as the tokenizer would have it, and what is longer than the text alone is the choice.
+        """
+        tokens = self.tokenize(text, add_special=True)
+        return tokens, {label: [self.tokenize(f"{text} {label}", add_special=True)[len(tokens) :]] for label in LABELS}
 
     def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
         """Feed `tokens` from position `start`; each tail's tokens but the last follow under a sequence of their own."""
@@ -148,10 +159,9 @@ class Scorer:
             self.lib.llama_batch_free(batch)
 
     def check_room(self, tokens: int) -> None:
-        """Raise `Fail` unless the context holds so many tokens and the labels' further ones."""
-        needed = tokens + sum(len(tail) - 1 for tail in self.tails)
-        if needed > self.n_ctx:
-            raise Fail(f"prompt and answer take {needed} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
+        """Raise `Fail` unless the context holds so many tokens."""
+        if tokens > self.n_ctx:
+            raise Fail(f"prompt and answer take {tokens} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
 
     def log_probabilities(self, index: int) -> Any:
         """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""
@@ -164,19 +174,20 @@ class Scorer:
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
-    def score(self, messages: list[Message]) -> tuple[dict[str, float], Any, int]:
-        """Log-probability of each label as the answer's first words, summed over its surface forms.
+    def score(self, tokens: list[int], choices: Choices) -> tuple[dict[str, float], Any]:
+        """Log-probability of each label right after `tokens`, summed over its forms.
 
-        Returns it with the next token's log-probabilities and the number of the prompt's tokens, for `greedy`.
+        Returns it with the next token's log-probabilities, for `greedy`.
         """
-        tokens = self.prompt_tokens(messages)
-        self.check_room(len(tokens))
+        # A form of one token is read off the prompt's last logits; only longer ones need a sequence.
+        tails = [form for forms in choices.values() for form in forms if len(form) > 1]
+        self.check_room(len(tokens) + sum(len(tail) - 1 for tail in tails))
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
-        self.decode(tokens, self.tails, 0)
+        self.decode(tokens, tails, 0)
         first = self.log_probabilities(len(tokens) - 1)
         index = len(tokens)
         scores: dict[str, float] = {}
-        for label, forms in self.forms.items():
+        for label, forms in choices.items():
             totals: list[float] = []
             for form in forms:
                 total = float(first[form[0]])
@@ -185,7 +196,7 @@ class Scorer:
                     index += 1
                 totals.append(total)
             scores[label] = log_sum_exp(totals)
-        return scores, first, len(tokens)
+        return scores, first
 
     def greedy(self, first: Any, position: int, max_new_tokens: int) -> str:
         """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
+from pipeline.compare import results, verdict
 from pipeline.records import read_json
-from pipeline.report import SIMULATED, results, verdict
+from pipeline.release import SIMULATED
 from pipeline.stage import Fail, run
 
 COMPARISON = Path("metrics/compare.json")
@@ -49,7 +50,7 @@ def summary(figures: dict[str, Any], comparison: str) -> str:
     paragraphs = [
         "\n".join(table),
         *([SIMULATED] if figures["simulated"] else []),
-        fill(verdict(figures), 79),
+        fill(verdict(figures, "tuned", "base"), 79),
         fill(f"{GGUF}: {figures['gguf_bytes'] / 1e6:,.1f} MB, ready for LM Studio, Ollama and llama.cpp.", 79),
         fill(comparison, 79),
         NEXT,
