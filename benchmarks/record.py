@@ -88,8 +88,8 @@ def readme() -> str:
     for name, directory in runs.items():
         row = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
         cells = [f"{100 * row[f'{model}_accuracy']:.1f} % / {100 * row[f'{model}_macro_f1']:.1f} %" for model in MODELS]
-        low, high = (100 * row[f"accuracy_difference_{end}"] for end in ("low", "high"))
-        difference = f"{100 * row['accuracy_difference']:+.1f} ({low:+.1f} to {high:+.1f}) points"
+        low, high = (100 * row[f"tuned_minus_base_accuracy_{end}"] for end in ("low", "high"))
+        difference = f"{100 * row['tuned_minus_base_accuracy']:+.1f} ({low:+.1f} to {high:+.1f}) points"
         size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
     lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")

@@ -38,13 +38,13 @@ def main() -> None:
             (clone / "params.yaml").write_text(changed, encoding="utf-8")
             run("dvc", "repro", "--no-run-cache", "report", cwd=clone)
             runs[str(seed)] = json.loads((clone / "metrics" / "compare.json").read_text(encoding="utf-8"))
-            tuned = json.loads((clone / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
+            tuned = json.loads((clone / "metrics" / "evaluate.json").read_text(encoding="utf-8"))["chat"]
             runs[str(seed)] |= {f"tuned_{key}": value for key, value in tuned.items() if key.startswith("recall")}
     LOG.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     figures: dict[str, tuple[float, str]] = {}
     for seed in map(str, SEEDS):
         figures[f"tiny.seed_{seed}.tuned_accuracy"] = (runs[seed]["tuned_accuracy"], "")
-        figures[f"tiny.seed_{seed}.accuracy_difference_low"] = (runs[seed]["accuracy_difference_low"], "")
+        figures[f"tiny.seed_{seed}.accuracy_difference_low"] = (runs[seed]["tuned_minus_base_accuracy_low"], "")
         lowest = min(runs[seed][f"tuned_recall_{label}"] for label in ("yes", "no", "maybe"))
         figures[f"tiny.seed_{seed}.lowest_recall"] = (lowest, "")
     record(figures, "python benchmarks/seeds.py", LOG)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import quantize
-from pipeline.evaluate import Params, predict
 from pipeline.gguf import build
 from pipeline.measures import COLUMNS, summary
+from pipeline.predict import Params, predict
 from pipeline.prompt import INSTRUCTION, LABELS
 from pipeline.records import read_json, read_jsonl, write_csv, write_json
 from pipeline.stage import Usage, run, scratch

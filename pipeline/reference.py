@@ -7,16 +7,16 @@ The same converter and scorer as the file that ships. Only the protocol `chat` i
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluate import Params as Evaluation
-from pipeline.evaluate import predict
 from pipeline.gguf import convert
 from pipeline.measures import COLUMNS
+from pipeline.predict import Params as Prediction
+from pipeline.predict import predict
 from pipeline.records import read_json, write_csv, write_json
 from pipeline.stage import Usage, run, scratch
 from pipeline.weights import MANIFEST, check_whole
 
 
-class Params(Evaluation):
+class Params(Prediction):
     enabled: bool
 
 

@@ -54,7 +54,7 @@ def results_table(figures: dict[str, float]) -> str:
 def findings(figures: dict[str, float]) -> str:
     """What the figures say, in Markdown sentences: each difference, 'maybe', calibration, the other protocols."""
     lines = [verdict(figures, "tuned", "base")]
-    if "base_lm_eval_accuracy" in figures:
+    if "tuned_lm_eval_accuracy" in figures:
         lines.append(
             f"The base's figure is the better of two ways of asking: {figures['base_chat_accuracy']:.1%} in its chat "
             f"template, {figures['base_lm_eval_accuracy']:.1%} as lm-evaluation-harness asks (the tuned model: "

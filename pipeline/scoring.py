@@ -18,7 +18,7 @@ from pipeline.stage import Fail
 
 N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and told in the metrics
 MAX_FORMS = 6  # of all labels together
-MAX_FORM_TOKENS = 8  # 'maybe' in the smallest vocabulary has five
+MAX_TAILS = 64  # tokens of all forms after their first
 
 Choices = dict[str, list[list[int]]]  # label -> the token ids of each of its forms
 
@@ -81,7 +81,7 @@ class Scorer:
         params.n_seq_max = 1 + MAX_FORMS
         params.kv_unified = True
         # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
-        params.n_outputs_max = 1 + MAX_FORMS * (MAX_FORM_TOKENS - 1)
+        params.n_outputs_max = 1 + MAX_TAILS
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = int(os.environ.get("N_THREADS", len(os.sched_getaffinity(0))))
         return params

@@ -169,7 +169,7 @@ class TestTokenIds:
     def test_that_are_scored_after_are_those_that_the_answer_was_learnt_after(
         self, example: Any, ids: list[int], scorer: Scorer, trainer: Any, index: int
     ) -> None:
-        asked = scorer.prompt_tokens(example["prompt"])
+        asked, _ = scorer.chat(example["prompt"])
         assert asked == ids[: len(asked)]
         labels = trainer.train_dataset[index]["labels"]
         assert labels == [-100] * len(asked) + ids[len(asked) :]
@@ -192,7 +192,7 @@ class TestTokenIds:
 
 def test_a_label_has_the_ids_that_begin_an_answer_in_training(scorer: Scorer, trainer: Any, micro: Path) -> None:
     for row, example in zip(trainer.train_dataset, examples(micro)["train"][:4], strict=False):
-        first = row["input_ids"][len(scorer.prompt_tokens(example["prompt"]))]
+        first = row["input_ids"][len(scorer.chat(example["prompt"])[0])]
         assert [first] in scorer.forms[example["label"]]
 
 
@@ -238,7 +238,7 @@ def test_logits_of_an_unquantized_gguf_are_those_of_transformers(
 
     merged = micro / "models" / "merged"
     row = read_jsonl(micro / "data" / "formatted" / "test.jsonl")[0]
-    tokens = scorer.prompt_tokens(row["prompt"]) + scorer.tokenize(row["completion"][0]["content"])
+    tokens = scorer.chat(row["prompt"])[0] + scorer.tokenize(row["completion"][0]["content"])
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     with torch.inference_mode():
         expected = model(input_ids=torch.tensor([tokens])).logits[0].double().numpy()
@@ -345,12 +345,12 @@ def test_the_official_rule_gives_the_scores_that_were_written(micro: Path) -> No
     ground_truth = read_json(micro / "data" / "raw" / "test_ground_truth.json")
     for table, metrics in (("tuned", "evaluate"), ("base", "baseline")):
         with (micro / "metrics" / "predictions" / f"{table}.csv").open() as file:
-            predictions = {row["pmid"]: row["prediction"] for row in csv.DictReader(file)}
+            predictions = {row["pmid"]: row["prediction"] for row in csv.DictReader(file) if row["protocol"] == "chat"}
         assert set(ground_truth) == set(predictions)
         pmids = list(ground_truth)
         truth = [ground_truth[pmid] for pmid in pmids]
         predicted = [predictions[pmid] for pmid in pmids]
-        written = read_json(micro / "metrics" / f"{metrics}.json")
+        written = read_json(micro / "metrics" / f"{metrics}.json")["chat"]
         assert written["questions"] == len(pmids)
         assert written["accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
         assert written["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-6)
@@ -359,14 +359,15 @@ def test_the_official_rule_gives_the_scores_that_were_written(micro: Path) -> No
 def test_scores_do_not_depend_on_the_order_of_questions(micro: Path, scorer: Scorer) -> None:
     rows = read_jsonl(micro / "data" / "formatted" / "test.jsonl")
     with (micro / "metrics" / "predictions" / "tuned.csv").open() as file:
-        written = {row["pmid"]: [row[label] for label in LABELS] for row in csv.DictReader(file)}
+        table = [row for row in csv.DictReader(file) if row["protocol"] == "chat"]
+    written = {row["pmid"]: [row[label] for label in LABELS] for row in table}
 
     def scores(order: list[dict[str, Any]]) -> dict[str, Any]:
-        found = {row["pmid"]: scorer.score(row["prompt"]) for row in order}
-        return {pmid: (labels, first.tobytes(), count) for pmid, (labels, first, count) in found.items()}
+        found = {row["pmid"]: scorer.score(*scorer.chat(row["prompt"])) for row in order}
+        return {pmid: (labels, first.tobytes()) for pmid, (labels, first) in found.items()}
 
     shuffled = random.Random(1).sample(rows, len(rows))
     forwards = scores(rows)
     assert [row["pmid"] for row in shuffled] != list(forwards)
     assert scores(shuffled) == forwards
-    assert {pmid: [f"{p:.6f}" for p in labels.values()] for pmid, (labels, _, _) in forwards.items()} == written
+    assert {pmid: [f"{p:.6f}" for p in labels.values()] for pmid, (labels, _) in forwards.items()} == written

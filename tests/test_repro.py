@@ -21,7 +21,7 @@ from conftest import ROOT, copy_project, run_command, stages, yaml
 from ruamel.yaml import YAML
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
-ALL = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "baseline", "report")
+ALL = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
 
 # Every leaf of params.yaml, in every profile -> the stages that read it.
 PARAMETERS: dict[tuple[str, ...], str] = {
@@ -45,8 +45,9 @@ PARAMETERS: dict[tuple[str, ...], str] = {
         train.learning_rate train.lr_scheduler_type train.warmup_steps train.weight_decay train.max_grad_norm
         train.optim train.offload_embedding""",
     ("quantize", "baseline"): "quantize.quant_type",
-    ("evaluate", "baseline"): "evaluate.n_ctx evaluate.max_new_tokens",
-    ("report",): "report.bootstrap_samples report.seed report.confidence",
+    ("evaluate", "baseline"): "evaluate.protocols evaluate.n_ctx evaluate.max_new_tokens",
+    ("reference",): "reference.enabled reference.protocols reference.n_ctx reference.max_new_tokens",
+    ("report",): "report.bootstrap_samples report.seed report.confidence report.bins",
 }
 STAGES_OF_LEAF = {leaf: stages for stages, names in PARAMETERS.items() for leaf in names.split()}
 
@@ -57,18 +58,21 @@ MODULES: dict[str, tuple[str, ...]] = {
     "records.py": ALL,
     **{f"{stage}.py": (stage,) for stage in ALL},
     "quantize.py": ("quantize", "baseline"),
-    "evaluate.py": ("evaluate", "baseline"),
+    "compare.py": ("report",),
     "embedded/__init__.py": ("download", "base"),
     "embedded/tiny.py": ("download", "base"),
     "embedded/tokenizer.py": ("download", "base"),
     "embedded/trials.py": ("download", "base"),
-    "gguf.py": ("quantize", "baseline"),
-    "measures.py": ("evaluate", "baseline", "report"),
+    "gguf.py": ("quantize", "reference", "baseline"),
+    "measures.py": ("evaluate", "reference", "baseline", "report"),
+    "pictures.py": ("report",),
+    "predict.py": ("evaluate", "reference", "baseline"),
     "plots.py": (),
-    "prompt.py": ("format", "evaluate", "baseline", "report"),
-    "scoring.py": ("evaluate", "baseline"),
+    "prompt.py": ("format", "evaluate", "reference", "baseline", "report"),
+    "release.py": ("report",),
+    "scoring.py": ("evaluate", "reference", "baseline"),
     "summary.py": (),
-    "weights.py": ("base", "train", "merge", "quantize", "baseline"),
+    "weights.py": ("base", "train", "merge", "quantize", "reference", "baseline"),
 }
 
 # Every file that a stage writes -> the stages that a change of it reaches: those that read it, and the one that wrote
@@ -79,7 +83,7 @@ DATA: dict[str, tuple[str, ...]] = {
     "data/raw/source.json": ("download", "format", "quantize", "report"),
     "data/formatted/train.jsonl": ("format", "train", "baseline"),
     "data/formatted/validation.jsonl": ("format", "train", "baseline"),
-    "data/formatted/test.jsonl": ("format", "evaluate", "baseline", "report"),
+    "data/formatted/test.jsonl": ("format", "evaluate", "reference", "baseline", "report"),
     "models/base/chat_template.jinja": ("base", "format", "train", "merge", "baseline"),
     "models/base/config.json": ("base", "train", "merge", "baseline"),
     "models/base/generation_config.json": ("base", "train", "merge", "baseline"),
@@ -88,7 +92,7 @@ DATA: dict[str, tuple[str, ...]] = {
     "models/base/tokenizer.json": ("base", "format", "train", "merge", "baseline"),
     "models/base/tokenizer_config.json": ("base", "format", "train", "merge", "baseline"),
     "models/adapter/*": ("train", "merge"),
-    "models/merged/*": ("merge", "quantize"),
+    "models/merged/*": ("merge", "quantize", "reference"),
     "models/medical-reasoner.gguf": ("quantize", "evaluate", "report"),
     "models/release/*": ("report",),
     "metrics/base.json": ("base",),
@@ -105,18 +109,24 @@ DATA: dict[str, tuple[str, ...]] = {
     "metrics/evaluate.json": ("evaluate",),
     "metrics/evaluate_resources.json": ("evaluate",),
     "metrics/predictions/tuned.csv": ("evaluate", "report"),
+    "metrics/predictions/merged.csv": ("reference", "report"),
+    "metrics/reference_resources.json": ("reference",),
     "metrics/baseline.json": ("baseline", "report"),
     "metrics/baseline_resources.json": ("baseline",),
     "metrics/predictions/base.csv": ("baseline", "report"),
     "metrics/compare.json": ("report",),
     "metrics/pictures/*": ("report",),
+    "metrics/reliability.csv": ("report",),
+    "metrics/risk_coverage.csv": ("report",),
 }
 
 # Every extra of pyproject.toml -> the stages that a moved pin reaches; the versions of the rest change no result.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    **{stage: (stage,) for stage in ALL},
-    "quantize": ("quantize", "baseline"),
-    "evaluate": ("evaluate", "baseline"),
+    **{stage: (stage,) for stage in ALL if stage != "reference"},
+    "quantize": ("quantize", "reference", "baseline"),
+    "evaluate": ("evaluate", "reference", "baseline"),
+    "s3": (),
+    "server": (),
     "unsloth": ("train",),
     "test": (),
     "dev": (),

@@ -49,6 +49,7 @@ def assert_refused(project: Path, stage: str, *words: str) -> None:
         ("train", "r", None, "required"),
         ("quantize", "quant_type", None, "required"),
         ("evaluate", "n_ctx", None, "required"),
+        ("reference", "enabled", None, "required"),
         ("report", "seed", None, "required"),
         # an unknown key
         ("download", "question", 40, "not permitted"),
@@ -57,7 +58,7 @@ def assert_refused(project: Path, stage: str, *words: str) -> None:
         ("train", "epochs", 3, "not permitted"),
         ("quantize", "imatrix", "x", "not permitted"),
         ("evaluate", "n_threads", 2, "not permitted"),
-        ("report", "bins", 10, "not permitted"),
+        ("report", "bin", 10, "not permitted"),
         # a wrong type
         ("download", "questions", "many", "integer"),
         ("base", "learning_rate", "1e-3", "number"),
@@ -65,6 +66,7 @@ def assert_refused(project: Path, stage: str, *words: str) -> None:
         ("train", "lora_alpha", 16.5, "integer"),
         ("quantize", "quant_type", 4, "Q4_K_M"),
         ("evaluate", "max_new_tokens", True, "integer"),
+        ("reference", "enabled", "no", "boolean"),
         ("report", "confidence", "high", "number"),
         # a value out of range
         ("download", "questions", 3, "greater than or equal to 20"),
@@ -73,6 +75,10 @@ def assert_refused(project: Path, stage: str, *words: str) -> None:
         ("train", "lora_dropout", 1.0, "less than 1"),
         ("quantize", "quant_type", "Q4_0_4_4", "Q4_K_M"),
         ("evaluate", "n_ctx", 16, "greater than or equal to 64"),
+        ("evaluate", "protocols", ["lm_eval"], "name chat"),
+        ("evaluate", "protocols", ["chat", "chat"], "every protocol once"),
+        ("evaluate", "protocols", ["chat", "helm"], "lm_eval"),
+        ("report", "bins", 1, "greater than or equal to 2"),
         ("report", "confidence", 1.5, "less than 1"),
     ],
 )

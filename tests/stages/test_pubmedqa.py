@@ -39,7 +39,7 @@ def project(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["download"] = {"source": "files", "location": str(MIRROR), **files, "pqa_artificial": None}
     params["format"] |= {"validation_questions": 50}
     params["train"] |= {"max_length": 4096, "max_steps": 1}
-    params["evaluate"] |= {"n_ctx": 4096, "max_new_tokens": 1}
+    params["evaluate"] |= {"protocols": ["chat", "lm_eval"], "n_ctx": 4096, "max_new_tokens": 1}
     (directory / "params.yaml").write_text(json.dumps(params))  # JSON is YAML
     for stage in ("download", "format", "train", "merge", "quantize", "evaluate"):
         result = run_stage(directory, stage)
@@ -92,6 +92,8 @@ def test_the_rows_that_need_no_model(project: Path):
 def test_a_prediction_for_every_test_question(project: Path, stage: str, name: str):
     if stage == "baseline":
         assert run_stage(project, stage).returncode == 0
-    rows = read_predictions(project / "metrics" / "predictions" / f"{name}.csv")
-    assert len(rows) == read(project / "metrics" / f"{stage}.json")["questions"] == 500
-    assert {row.pmid: row.label for row in rows} == read(MIRROR / "test_ground_truth.json")
+    tables = read_predictions(project / "metrics" / "predictions" / f"{name}.csv")
+    assert tables.keys() == {"chat", "lm_eval"}
+    for protocol, rows in tables.items():
+        assert len(rows) == read(project / "metrics" / f"{stage}.json")[protocol]["questions"] == 500
+        assert {row.pmid: row.label for row in rows} == read(MIRROR / "test_ground_truth.json")

@@ -3,7 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline import gguf, scoring
-from pipeline.evaluate import Params, predict
 from pipeline.measures import COLUMNS, UNPARSABLE
-from pipeline.prompt import LABELS
+from pipeline.predict import Params, predict
+from pipeline.prompt import LABELS, PROTOCOLS
 from pipeline.scoring import Scorer
 from pipeline.stage import Fail
 from pipeline.weights import describe
@@ -88,8 +89,9 @@ HELP = [
     ("merge", "base + LoRA adapter -> models/merged"),
     ("quantize", "models/merged -> models/medical-reasoner.gguf"),
     ("evaluate", "the GGUF that ships and the test questions -> a prediction for each"),
+    ("reference", "the merged model at 16 bits and the test questions -> its predictions"),
     ("baseline", "what the tuned model must beat"),
-    ("report", "the predictions of base and tuned model -> their comparison"),
+    ("report", "the predictions of all models -> their comparison"),
 ]
 
 
@@ -120,20 +122,10 @@ def test_every_stage_of_the_pipeline_has_help(micro: Path):
         ),
         ("merge_resources", {"seconds", "peak_rss_mib"}),
         ("quantize_resources", {"seconds", "peak_rss_mib"}),
-        *(
-            (
-                name,
-                {"questions", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "unparsable_rate"}
-                | {f"{measure}_{label}" for measure in ("precision", "recall") for label in LABELS}
-                | {f"confusion_{gold}_{label}" for gold in LABELS for label in LABELS}
-                | more,
-            )
-            for name, more in (
-                ("evaluate", {"gguf_bytes"}),
-                ("baseline", {"majority_accuracy", "majority_macro_f1", "tfidf_accuracy", "tfidf_macro_f1"}),
-            )
-        ),
+        ("evaluate", {*PROTOCOLS, "gguf_bytes", "n_ubatch"}),
+        ("baseline", {*PROTOCOLS, "majority_accuracy", "majority_macro_f1", "tfidf_accuracy", "tfidf_macro_f1"}),
         ("evaluate_resources", {"load_seconds", "questions_per_second", "tokens_per_second", "peak_rss_mib"}),
+        ("reference_resources", {"load_seconds", "questions_per_second", "tokens_per_second", "peak_rss_mib"}),
         ("baseline_resources", {"load_seconds", "questions_per_second", "tokens_per_second", "peak_rss_mib"}),
     ],
 )
@@ -323,24 +315,60 @@ def test_the_gguf(micro: Path):
 # evaluate and baseline
 
 
-@pytest.mark.parametrize("name", ["tuned", "base"])
-def test_predictions(micro: Path, name: str):
+@pytest.mark.parametrize(("name", "protocols"), [("tuned", PROTOCOLS), ("base", PROTOCOLS), ("merged", ["chat"])])
+def test_predictions(micro: Path, name: str, protocols: Iterable[str]):
     rows = rows_of(micro / "metrics" / "predictions" / f"{name}.csv")
-    assert list(rows[0]) == COLUMNS == ["pmid", "label", "yes", "no", "maybe", "prediction", "greedy"]
+    assert list(rows[0]) == COLUMNS
     truth = numbers(micro / "data" / "raw" / "test_ground_truth.json")
-    assert [row["pmid"] for row in rows] == sorted(truth)
+    assert [(row["protocol"], row["pmid"]) for row in rows] == [(p, pmid) for p in protocols for pmid in sorted(truth)]
     for row in rows:
         scores = {label: float(row[label]) for label in LABELS}
         assert row["label"] == truth[row["pmid"]]
         assert 0 < sum(math.exp(score) for score in scores.values()) <= 1
         assert row["prediction"] == max(scores, key=lambda label: scores[label])
-        assert row["greedy"] in (*LABELS, UNPARSABLE)
+        assert row["greedy"] in ((*LABELS, UNPARSABLE) if row["protocol"] == "chat" else [""])
+        assert 0 <= int(row["top_token"]) < 1024
         assert all(len(row[label].split(".")[1]) == 6 for label in LABELS)
-    metrics = numbers(micro / "metrics" / ("evaluate.json" if name == "tuned" else "baseline.json"))
-    right = sum(row["label"] == row["prediction"] for row in rows)
-    assert metrics["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
-    if name == "tuned":
-        assert metrics["gguf_bytes"] == (micro / "models" / "medical-reasoner.gguf").stat().st_size
+
+
+@pytest.mark.parametrize(("table", "metrics"), [("tuned", "evaluate"), ("base", "baseline")])
+def test_the_scores_of_each_protocol_are_those_of_its_predictions(micro: Path, table: str, metrics: str):
+    rows = rows_of(micro / "metrics" / "predictions" / f"{table}.csv")
+    scores = numbers(micro / "metrics" / f"{metrics}.json")
+    keys = {"questions", "accuracy", "accuracy_low", "accuracy_high", "macro_f1"}
+    keys |= {f"{measure}_{label}" for measure in ("precision", "recall", "predicted") for label in LABELS}
+    keys |= {f"confusion_{gold}_{label}" for gold in LABELS for label in LABELS}
+    for protocol, version in PROTOCOLS.items():
+        asked = [row for row in rows if row["protocol"] == protocol]
+        right = sum(row["label"] == row["prediction"] for row in asked)
+        assert keys <= scores[protocol].keys()
+        assert scores[protocol]["version"] == version
+        assert scores[protocol]["accuracy"] == pytest.approx(right / len(asked), abs=1e-6)
+    assert "unparsable_rate" in scores["chat"]
+    if table == "tuned":
+        assert scores["gguf_bytes"] == (micro / "models" / "medical-reasoner.gguf").stat().st_size
+
+
+def test_a_protocol_is_asked_only_if_its_parameter_names_it(project: Path):
+    for protocols in (["chat"], ["chat", "question_only"]):
+        assert run_stage(project, "evaluate", protocols=protocols).returncode == 0
+        assert [name for name in numbers(project / "metrics" / "evaluate.json") if name in PROTOCOLS] == protocols
+    assert run_stage(project, "report").returncode == 0
+    assert "tuned_lm_eval_accuracy" not in numbers(project / "metrics" / "compare.json")
+
+
+def test_the_reference_is_the_merged_model_at_16_bits_and_may_be_off(project: Path, wide: Path):
+    params = Params(protocols=["chat"], n_ctx=2048, max_new_tokens=8)
+    rows, _ = predict(wide, project / "data" / "formatted" / "test.jsonl", params)
+    table = project / "metrics" / "predictions" / "merged.csv"
+    assert [list(map(str, row)) for row in rows] == [list(row.values()) for row in rows_of(table)]
+    assert numbers(project / "metrics" / "compare.json")["tuned_minus_merged_kl"] > 0
+    shutil.rmtree(project / "models" / "merged")
+    assert run_stage(project, "reference", enabled=False).returncode == 0
+    assert table.read_text().splitlines() == [",".join(COLUMNS)]
+    assert run_stage(project, "report").returncode == 0
+    assert not [name for name in numbers(project / "metrics" / "compare.json") if "merged" in name]
+    assert "16 bits" not in (project / "models" / "release" / "README.md").read_text()
 
 
 def test_base_and_tuned_are_asked_the_same_and_answer_otherwise(micro: Path):
@@ -358,11 +386,14 @@ def test_the_majority_row_on_simulated_data(micro: Path):
 
 def test_the_order_of_the_questions_changes_nothing(micro: Path, tmp_path: Path):
     lines = (micro / "data" / "formatted" / "test.jsonl").read_text().splitlines(keepends=True)
-    model, params = micro / "models" / "medical-reasoner.gguf", Params(n_ctx=2048, max_new_tokens=8)
+    model, params = (
+        micro / "models" / "medical-reasoner.gguf",
+        Params(protocols=list(PROTOCOLS), n_ctx=2048, max_new_tokens=8),
+    )
     (tmp_path / "turned.jsonl").write_text("".join(reversed(lines)))
     rows, _ = predict(model, tmp_path / "turned.jsonl", params)
     written = rows_of(micro / "metrics" / "predictions" / "tuned.csv")
-    assert list(reversed(rows)) == [list(row.values()) for row in written]
+    assert sorted(list(map(str, row)) for row in rows) == sorted(list(row.values()) for row in written)
 
 
 @pytest.fixture(scope="module")
@@ -406,10 +437,9 @@ def test_answers_of_several_tokens_equal_separate_evaluation(
             "no": True,
             "maybe": True,
         }
-        together, first, count = scorer.score(question)
-        prompt, forms = scorer.prompt_tokens(question), scorer.forms
-        greedy = scorer.greedy(first, count, 8)
-    assert len(prompt) == count
+        prompt, forms = scorer.chat(question)
+        together, first = scorer.score(prompt, forms)
+        greedy = scorer.greedy(first, len(prompt), 8)
     model = Llama(str(wide), n_ctx=2048, n_batch=2048, logits_all=True, flash_attn=False, verbose=False)
     for label in LABELS:
         total = 0.0
@@ -439,7 +469,7 @@ class TestAFailedQuestion:
     def evaluate(self, micro: Path) -> Callable[..., None]:
         def run(n_ctx: int = 2048) -> None:
             model, test = micro / "models" / "medical-reasoner.gguf", micro / "data" / "formatted" / "test.jsonl"
-            predict(model, test, Params(n_ctx=n_ctx, max_new_tokens=8))
+            predict(model, test, Params(protocols=["chat"], n_ctx=n_ctx, max_new_tokens=8))
 
         return run
 
@@ -466,9 +496,10 @@ class TestAFailedQuestion:
     def test_no_room_for_the_answer(self, micro: Path, question: list[dict[str, str]]):
         model = micro / "models" / "medical-reasoner.gguf"
         with Scorer(model, 2048) as scorer:
-            count = len(scorer.prompt_tokens(question))
+            prompt, forms = scorer.chat(question)
+        count = len(prompt)
         with Scorer(model, count) as scorer:
-            _, first, _ = scorer.score(question)
+            _, first = scorer.score(prompt, forms)
             assert scorer.greedy(first, count, 1)
             with pytest.raises(Fail, match=r"evaluate\.n_ctx"):
                 scorer.greedy(first, count, 8)

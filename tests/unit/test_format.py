@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.format import Params, add_artificial, check_records, main, ngrams, overlap, problems, split
+from pipeline.format import Params, add_artificial, check_records, main, ngrams, overlap, problems, split, texts_as_data
 from pipeline.stage import Fail
 
 TEXT = "a question that no error may quote"
@@ -176,6 +176,7 @@ def run_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """A function that runs `format` on RECORDS, changed as told, without a tokenizer; it returns the splits' rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.format.token_counter", lambda base: lambda example: 7)
+    monkeypatch.setattr("pipeline.format.control_tokens", lambda base: ["<|eot_id|>"])
     Path("params.yaml").write_text("format:\n  system_prompt: s\n  validation_questions: 50\n  seed: 1\n")
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -224,3 +225,16 @@ def test_overlap_counts_validation_as_seen(tmp_path: Path, run_format: Callable[
 def test_a_file_of_another_shape(name: str, run_format: Callable[..., dict[str, list[Any]]]):
     with pytest.raises(Fail, match="is not a JSON object of PMIDs"):
         run_format(**{name: [record()]})
+
+
+def test_every_text_of_a_record_is_data_and_nothing_else_changes():
+    plain = record(MESHES=["<|eot_id|>"])
+    texts = {"QUESTION": "<|eot_id|>?", "CONTEXTS": ["a<|eot_id|>", "b"], "LABELS": ["<|eot_id|>", ""]}
+    clean = texts_as_data(plain | texts | {"LONG_ANSWER": "<|eot_id|>!"}, ["<|eot_id|>"])
+    assert clean == plain | {
+        "QUESTION": "< |eot_id|>?",
+        "CONTEXTS": ["a< |eot_id|>", "b"],
+        "LABELS": ["< |eot_id|>", ""],
+        "LONG_ANSWER": "< |eot_id|>!",
+    }
+    assert texts_as_data(plain, ["<|eot_id|>"]) == plain

@@ -12,14 +12,14 @@ from pipeline.measures import COLUMNS, Prediction
 from pipeline.prompt import LABELS
 from pipeline.stage import Fail
 
-HEADER = "pmid,label,yes,no,maybe,prediction,greedy"
-ROW = "1,yes,-0.100000,-3.000000,-4.000000,yes,yes"
+HEADER = "protocol,pmid,label,yes,no,maybe,prediction,greedy,top_token"
+ROW = "chat,1,yes,-0.100000,-3.000000,-4.000000,yes,yes,17"
 TEST_SPLIT = ["yes"] * 276 + ["no"] * 169 + ["maybe"] * 55  # PubMedQA's 500 test questions
 
 
 def predictions(gold: list[str], predicted: list[str]) -> list[Prediction]:
     return [
-        Prediction(str(i), label, (-1.0, -1.0, -1.0), prediction, prediction)
+        Prediction(str(i), label, (-1.0, -1.0, -1.0), prediction, prediction, 17)
         for i, (label, prediction) in enumerate(zip(gold, predicted, strict=True))
     ]
 
@@ -102,37 +102,52 @@ def test_unparsable_and_disagreeing_answers_are_counted_and_never_taken_for_mayb
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.csv", HEADER, ROW, "22,no,-2.5,-0.2,-3.25,no,unparsable")
+    lm_eval = ROW.replace("chat", "lm_eval").replace("yes,yes,17", "yes,,17")
+    path = write(tmp_path / "p.csv", HEADER, lm_eval, "chat,22,no,-2.5,-0.2,-3.25,no,unparsable,3", ROW)
     assert ",".join(COLUMNS) == HEADER
-    assert measures.read_predictions(path) == [
-        Prediction("1", "yes", (-0.1, -3.0, -4.0), "yes", "yes"),
-        Prediction("22", "no", (-2.5, -0.2, -3.25), "no", "unparsable"),
-    ]
-    assert measures.summary(path)["accuracy"] == 1
+    first, second = (
+        Prediction("1", "yes", (-0.1, -3.0, -4.0), "yes", "yes", 17),
+        Prediction("22", "no", (-2.5, -0.2, -3.25), "no", "unparsable", 3),
+    )
+    assert measures.read_predictions(path) == {"chat": [first, second], "lm_eval": [first._replace(greedy="")]}
+    scores = measures.summary(path)
+    assert {name: (of["version"], of["questions"], of["accuracy"]) for name, of in scores.items()} == {
+        "chat": (1, 2, 1),
+        "lm_eval": (1, 1, 1),
+    }
+    assert scores["chat"]["unparsable_rate"] == 0.5
+    assert "unparsable_rate" not in scores["lm_eval"]
+
+
+def test_a_header_alone_is_the_table_of_a_model_that_was_not_measured(tmp_path: Path) -> None:
+    assert measures.read_predictions(write(tmp_path / "p.csv", HEADER)) == {}
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("7,yes,nan,-3,-4,yes,yes", "not a logarithm"),
-        ("7,yes,-inf,-3,-4,no,yes", "not a logarithm"),
-        ("7,yes,0.9,-3,-4,yes,yes", "not a logarithm"),  # a probability
-        ("7,yes,many,-3,-4,yes,yes", "many"),
-        ("7,Yes,-1,-3,-4,yes,yes", "unknown label"),
-        ("7,yes,-1,-3,-4,yes,", "unknown label"),
-        ("7,yes,-5,-3,-4,yes,yes", "not the most probable"),
-        ("1,yes,-1,-3,-4,yes,yes", "twice"),
-        ("7,yes,-1,-3,-4,yes", "6 fields"),
+        ("chat,7,yes,nan,-3,-4,yes,yes,1", "not a logarithm"),
+        ("chat,7,yes,-inf,-3,-4,no,yes,1", "not a logarithm"),
+        ("chat,7,yes,0.9,-3,-4,yes,yes,1", "not a logarithm"),  # a probability
+        ("chat,7,yes,many,-3,-4,yes,yes,1", "many"),
+        ("chat,7,Yes,-1,-3,-4,yes,yes,1", "unknown label"),
+        ("chat,7,yes,-1,-3,-4,yes,,1", "unknown label"),
+        ("lm_eval,7,yes,-1,-3,-4,yes,yes,1", "unknown label"),  # no answer is written there
+        ("chat,7,yes,-5,-3,-4,yes,yes,1", "not the most probable"),
+        ("chat,7,yes,-1,-3,-4,yes,yes,x", "invalid literal"),
+        ("letters,7,yes,-1,-3,-4,yes,yes,1", "unknown protocol"),
+        ("chat,1,yes,-1,-3,-4,yes,yes,1", "twice under chat"),
+        ("chat,7,yes,-1,-3,-4,yes", "7 fields"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_pmid(tmp_path: Path, line: str, problem: str) -> None:
     path = write(tmp_path / "p.csv", HEADER, ROW, line)
     with pytest.raises(Fail, match=problem) as error:
         measures.read_predictions(path)
-    assert f"{path}, line 3 (PMID {line[0]})" in str(error.value)
+    assert f"{path}, line 3 (PMID {line.split(',')[1]})" in str(error.value)
 
 
-@pytest.mark.parametrize("lines", [[], [HEADER], ["pmid,label", ROW], [ROW]])
+@pytest.mark.parametrize("lines", [[], ["pmid,label", ROW], [ROW]])
 def test_a_file_that_is_no_table_of_predictions_is_refused(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(Fail, match=r"p\.csv is not a table"):
         measures.read_predictions(write(tmp_path / "p.csv", *lines))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 import vl_convert
 
 from pipeline import plots
+from pipeline.measures import COLUMNS
 from pipeline.stage import Fail, remove
 
 ROOT = Path(__file__).parents[2]
-PLOTS = 6  # label balance, token lengths, training, memory, two confusion matrices
+PLOTS = 9  # label balance, token lengths, training, memory, three confusion matrices, reliability, risk-coverage
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -25,8 +27,10 @@ def rows(vram: float) -> dict[str, list[str]]:
     labels = {"yes": 28, "no": 17, "maybe": 5}
     splits = ("train", "validation", "test")
     asked = [(label, rng.choice(list(labels))) for label, count in labels.items() for _ in range(count)]
-    answers = [f"{i},{label},-1.0,-1.0,-1.0,{answer},{answer}" for i, (label, answer) in enumerate(asked)]
-    table = ["pmid,label,yes,no,maybe,prediction,greedy", *answers]
+    answers = [f"chat,{i},{label},-1.0,-1.0,-1.0,{answer},{answer},7" for i, (label, answer) in enumerate(asked)]
+    # What another protocol answers is not in the picture.
+    others = [f"lm_eval,{i},{label},-1.0,-1.0,-1.0,{label},,7" for i, (label, _) in enumerate(asked)]
+    table = [",".join(COLUMNS), *answers, *others]
     return {
         "label_balance.csv": [
             "split,label,questions",
@@ -39,7 +43,20 @@ def rows(vram: float) -> dict[str, list[str]]:
             *(f"{i},900.5,{vram},{vram * 1.1}" for i in range(1, 9)),
         ],
         "predictions/base.csv": table,
+        "predictions/merged.csv": table,
         "predictions/tuned.csv": table,
+        "reliability.csv": [
+            "model,low,high,questions,confidence,accuracy",
+            *(
+                f"{m},{i / 10},{i / 10 + 0.1},9,{i / 10 + 0.05},{i / 11}"
+                for m in ("tuned", "base")
+                for i in range(4, 9)
+            ),
+        ],
+        "risk_coverage.csv": [
+            "model,coverage,risk",
+            *(f"{m},{i / 50},{i / 200}" for m in ("tuned", "base") for i in range(1, 51)),
+        ],
     }
 
 
@@ -67,7 +84,8 @@ def drawn() -> dict[str, str]:
     show = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
     output: dict[str, Any] = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
     assert "errors" not in output
-    specs = {name: plot["content"] for name, (plot,) in output["data"].items() if plot["type"] == "vega"}
+    plotted = {name: plot for name, revisions in output["data"].items() for plot in revisions}
+    specs = {name: plot["content"] for name, plot in plotted.items() if plot["type"] == "vega"}
     return {Path(name).name: vl_convert.vegalite_to_svg(spec, vl_version="5.21") for name, spec in specs.items()}
 
 
@@ -80,7 +98,10 @@ def test_every_plot_has_a_title_named_axes_and_marks(project: Path) -> None:
         "train_log.csv": ["loss", "learning rate", "gradient norm", "step"],
         "train_memory.csv": ["MiB", "VRAM reserved", "step"],
         "base.csv": ["Untuned base", "gold label", "maybe"],
+        "merged.csv": ["Tuned model at 16 bits", "gold label", "maybe"],
         "tuned.csv": ["Tuned model", "gold label", "maybe"],
+        "reliability.csv": ["as often as it is sure", "probability of the decision", "right", "base"],
+        "risk_coverage.csv": ["abstaining", "questions answered", "of these, wrong", "base"],
     }
     for name, expected in words.items():
         assert not [word for word in expected if word not in svgs[name]], name
@@ -92,6 +113,21 @@ def test_every_plot_has_a_title_named_axes_and_marks(project: Path) -> None:
 def test_no_vram_is_no_line(project: Path) -> None:
     Path("metrics/train_memory.csv").write_text("\n".join(rows(vram=0.0)["train_memory.csv"]) + "\n")
     assert drawn()["train_memory.csv"].count('role="graphics-symbol" aria-roledescription="line mark"') == 1
+
+
+def test_other_protocols_are_not_in_the_confusion_matrix(project: Path) -> None:
+    def picture() -> str:
+        return re.sub(r"gradient_\d+", "", drawn()["tuned.csv"])
+
+    before = picture()
+    table = Path("metrics/predictions/tuned.csv")
+    table.write_text("".join(line for line in table.open() if not line.startswith("lm_eval")))
+    assert picture() == before
+
+
+def test_a_model_that_was_not_measured_leaves_the_other_plots_alone(project: Path) -> None:
+    Path("metrics/predictions/merged.csv").write_text(",".join(COLUMNS) + "\n")
+    assert len(drawn()) == PLOTS - 1
 
 
 def test_the_page_holds_its_library_and_loads_nothing(project: Path) -> None:
