@@ -118,7 +118,14 @@ def test_every_stage_of_the_pipeline_has_help(micro: Path):
         ("train", {"first_loss", "last_loss", "validation_loss"}),
         (
             "train_resources",
-            {"peak_vram_allocated_mib", "peak_vram_reserved_mib", "peak_rss_mib", "seconds", "tokens_per_second"},
+            {
+                "peak_vram_allocated_mib",
+                "peak_vram_reserved_mib",
+                "peak_rss_mib",
+                "resumed_after_step",
+                "seconds",
+                "tokens_per_second",
+            },
         ),
         ("merge_resources", {"seconds", "peak_rss_mib"}),
         ("quantize_resources", {"seconds", "peak_rss_mib"}),
