@@ -6,26 +6,21 @@ A run that was killed goes on from its last checkpoint in .checkpoints/<key> and
 """
 
 import gc
-import hashlib
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.records import read_json, read_jsonl, sha256, write_csv, write_json
+from pipeline.records import CHECKPOINTS, read_json, read_jsonl, run_key, sha256, write_csv, write_json
 from pipeline.stage import Fail, Section, Usage, remove, run, writing
 from pipeline.weights import IDENTITY, MANIFEST, load_directory
 
 Positive = Annotated[int, Field(gt=0)]
-CHECKPOINTS = Path(".checkpoints")  # no output: DVC would remove it before the stage runs
 COMPLETE = "complete.json"  # in a checkpoint, written last: file -> sha256
 
 
@@ -217,19 +212,11 @@ def digests(checkpoint: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in checkpoint.iterdir() if path.name != COMPLETE}
 
 
-def run_key(params: Params, inputs: list[Path]) -> str:
-    """A hash of all that determines a run: parameters, the files of `inputs`, code, versions and kind of device."""
+def device() -> str:
+    """The kind of device that trains: it decides the result's last bits."""
     import torch
 
-    code = {str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "pipeline"}
-    about = {
-        "params": params.model_dump(),
-        "inputs": [sha256(path) for path in inputs],
-        "code": sorted(sha256(Path(path)) for path in code | {__file__}),
-        "versions": sorted({f"{found.name}=={found.version}" for found in distributions()}),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-    }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -356,7 +343,7 @@ def main(
     manifest = read_json(base / MANIFEST)
     directory = load_directory(base, manifest)
 
-    work = CHECKPOINTS / run_key(params, [train, validation, *sorted(base.iterdir())])
+    work = CHECKPOINTS / run_key(params, [train, validation, *sorted(base.iterdir()), Path(__file__)], device())
 
     from transformers import set_seed
 

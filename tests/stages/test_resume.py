@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.records import CHECKPOINTS, run_key
 from pipeline.stage import Fail
-from pipeline.train import CHECKPOINTS, COMPLETE, Params, digests, last_checkpoint, memory_errors, run_key
+from pipeline.train import COMPLETE, Params, device, digests, last_checkpoint, memory_errors
 from tests.conftest import ROOT, run_stage, set_params, stages, yaml
 
 SAME = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/train_log.csv"]
@@ -81,8 +82,12 @@ def test_the_key_holds_all_that_determines_a_run(tmp_path: Path, monkeypatch: py
     data.write_text("{}\n")
     code.write_text("")
     monkeypatch.setattr("pipeline.train.__file__", str(code))
-    keys = [run_key(Params.check("train", VALUES), [data])]
-    assert run_key(Params.check("train", VALUES), [data]) == keys[0]
+
+    def key(**changes: Any) -> str:
+        return run_key(Params.check("train", VALUES | changes), [data], device())
+
+    keys = [key()]
+    assert key() == keys[0]
     for name, value in VALUES.items():
         match value:
             case bool():
@@ -94,15 +99,15 @@ def test_the_key_holds_all_that_determines_a_run(tmp_path: Path, monkeypatch: py
             case _:
                 allowed = {"trl": "unsloth", "nf4": "fp4", "float32": "bfloat16", "linear": "cosine"}
                 other = allowed.get(value, "adamw_8bit")
-        keys.append(run_key(Params.check("train", VALUES | {name: other}), [data]))
+        keys.append(key(**{name: other}))
     data.write_text("{} \n")
-    keys.append(run_key(Params.check("train", VALUES), [data]))
+    keys.append(key())
     code.write_text("# edited")
-    keys.append(run_key(Params.check("train", VALUES), [data]))
-    monkeypatch.setattr("pipeline.train.distributions", list)
-    keys.append(run_key(Params.check("train", VALUES), [data]))
+    keys.append(key())
+    monkeypatch.setattr("pipeline.records.distributions", list)
+    keys.append(key())
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    keys.append(run_key(Params.check("train", VALUES), [data]))
+    keys.append(key())
     assert len(set(keys)) == len(keys) == 1 + len(VALUES) + 4
 
 
@@ -151,3 +156,36 @@ def test_running_out_of_memory_names_the_parameters_to_lower():
         torch.empty(1 << 60, dtype=torch.uint8)  # what torch itself says on a CPU
     with pytest.raises(RuntimeError, match="a bug"), memory_errors():
         raise RuntimeError("a bug")
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(project: Path):
+    table = project / "metrics" / "predictions" / "tuned.csv"
+    before = table.read_bytes()
+    command = stages(project)["evaluate"]["cmd"].split()[1:]
+    with subprocess.Popen([sys.executable, *command], cwd=project, stderr=subprocess.DEVNULL) as process:
+        while not any(path.stat().st_size > 500 for path in (project / CHECKPOINTS).glob("*.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+    (journal,) = (project / CHECKPOINTS).glob("*.jsonl")
+    with journal.open("a") as file:
+        file.write('["chat", "9000000')  # as if the kill had cut a line
+    kept = journal.read_text().count("\n")
+    # An answer that only the journal holds shows that it is read.
+    lines = journal.read_text().splitlines(keepends=True)
+    row = json.loads(lines[0])
+    lines[0] = json.dumps([*row[:-1], row[-1] + 1]) + "\n"
+    journal.write_text("".join(lines))
+    table.unlink()
+    result = run_stage(project, "evaluate")
+    assert result.returncode == 0, result.stderr
+    first, second, *rest = table.read_bytes().splitlines()
+    assert kept < 120
+    assert [first, *rest] == [line for i, line in enumerate(before.splitlines()) if i != 1]
+    assert second == ",".join(map(str, json.loads(lines[0]))).encode()
+    assert not (project / CHECKPOINTS).exists()
+
+
+def test_a_refused_evaluation_leaves_no_journal(project: Path):
+    assert run_stage(project, "evaluate", n_ctx=64).returncode == 1
+    assert not (project / CHECKPOINTS).exists()
