@@ -141,8 +141,8 @@ def card() -> list[str]:
     return [
         *lines,
         "",
-        f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s in {reserved} GiB",
-        f"there. Scoring the 500 questions ran at {asked} tokens/s: {over:.0f} % over reading their prompts.",
+        f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s",
+        f"in {reserved} GiB there. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over reading them.",
     ]
 
 
