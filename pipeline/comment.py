@@ -59,7 +59,7 @@ def dvc_diff(kind: str, revision: str) -> str:
     if done.returncode != 0:
         raise Fail(f"`dvc {kind} diff {revision}` failed: {done.stderr.strip().splitlines()[-1]}")
     header, rule, *rows = done.stdout.strip().splitlines() or ["", ""]
-    return "\n".join([header, rule, *rows]) if rows else "None."
+    return "\n".join([header, rule, *sorted(rows)]) if rows else "None."
 
 
 def markdown(revision: str, pictures: str) -> str:

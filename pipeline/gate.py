@@ -116,7 +116,7 @@ def judge(revision: str) -> Judgement:
     try:
         version = chat_version(read_json(EVALUATION))
         against_main = difference(answers_at(commit, tuned, version), tuned, params)
-        compared = f"minus that of {revision} {points(against_main)}"
+        compared = f"{points(against_main)} against {revision}"
         if against_main["accuracy_high"] < 0:
             worse.append(f"that of {revision}")
     except Incomparable as reason:
@@ -125,8 +125,8 @@ def judge(revision: str) -> Judgement:
         worse.append("its own base")
     told = f"the tuned model is worse than {' and '.join(worse)}" if worse else "passed"
     sentence = (
-        f"{told}: {compared}; minus its base {points(against_base)}; "
-        f"{len(tuned)} questions, intervals of {params.confidence:.0%}"
+        f"{told}: {compared}; {points(against_base)} against its base; "
+        f"{len(tuned)} questions, {params.confidence:.0%} intervals"
     )
     return Judgement(not worse, sentence, against_main, against_base)
 

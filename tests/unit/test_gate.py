@@ -187,7 +187,7 @@ def test_make_gate_says_why_in_one_line_and_its_status_tells(project: Path) -> N
     done = run_command(project, "make gate MAIN=main")
     assert done.returncode != 0
     why, make = done.stderr.splitlines()
-    assert why.startswith("gate: the tuned model is worse than that of main: minus that of main -10.0 points")
+    assert why.startswith("gate: the tuned model is worse than that of main: -10.0 points")
     assert make.startswith("make: ***")
     write(project, table(range(40)), BASE_TABLE)
     done = run_command(project, "make gate MAIN=main")
