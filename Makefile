@@ -43,10 +43,10 @@ lock: .venv/ready  ## check that dvc.lock agrees with code, parameters and resul
 	@.venv/bin/python -m pipeline.lock
 
 gate: .venv/ready  ## fail if the tuned model is worse than MAIN's or than its own base
-	@.venv/bin/python -m pipeline.gate $(MAIN)
+	@.venv/bin/python -m pipeline.gate '$(MAIN)'
 
 comment: .venv/ready  ## print what a pull request does to the results, as Markdown, against MAIN
-	@.venv/bin/python -m pipeline.comment $(MAIN) $(addprefix --pictures ,$(PICTURES))
+	@.venv/bin/python -m pipeline.comment '$(MAIN)' $(addprefix --pictures ,$(PICTURES))
 
 setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
 	@echo "setup: .venv is ready; to make it anew, remove it and run this again"
