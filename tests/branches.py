@@ -11,8 +11,9 @@ from typing import Any
 from conftest import ROOT, copy_project
 
 from pipeline.compare import Params, compare
-from pipeline.measures import COLUMNS, parse_predictions
+from pipeline.measures import COLUMNS, Prediction, parse_predictions
 from pipeline.prompt import LABELS
+from tests.tables import lines
 
 QUESTIONS = 200
 TUNED, BASE = (Path(f"metrics/predictions/{name}.csv") for name in ("tuned", "base"))
@@ -32,15 +33,13 @@ def commit(directory: Path, message: str) -> None:
 
 def table(wrong: Iterable[int], protocols: tuple[str, ...] = ("chat",), first: int = 1000) -> str:
     """A table of predictions of a model that answers all but the questions `wrong` rightly."""
-    missed, lines = set(wrong), [",".join(COLUMNS)]
-    for protocol in protocols:
-        for number in range(QUESTIONS):
-            label = LABELS[number % 3]
-            answer = LABELS[(number + 1) % 3] if number in missed else label
-            scores = ["-0.5" if answer == other else "-2.0" for other in LABELS]
-            greedy = answer if protocol == "chat" else ""
-            lines.append(",".join([protocol, str(first + number), label, *scores, answer, greedy, "7"]))
-    return "\n".join(lines) + "\n"
+    missed, rows = set(wrong), list[Prediction]()
+    for number in range(QUESTIONS):
+        label = LABELS[number % 3]
+        answer = LABELS[(number + 1) % 3] if number in missed else label
+        yes, no, maybe = (-0.5 if answer == other else -2.0 for other in LABELS)
+        rows.append(Prediction(str(first + number), label, (yes, no, maybe), answer, answer, 7))
+    return "\n".join([",".join(COLUMNS), *(line for protocol in protocols for line in lines(protocol, rows))]) + "\n"
 
 
 def write(directory: Path, tuned: str, base: str, version: int = 1, **metrics: dict[str, Any]) -> None:
