@@ -46,6 +46,13 @@ def origin(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def pushed(store: Path, project: Path) -> bool:
+    """Whether a DVC remote in a directory holds the GGUF that a project's dvc.lock names."""
+    outs = yaml.load(project / "dvc.lock")["stages"]["quantize"]["outs"]
+    (md5,) = (out["md5"] for out in outs if out["path"] == "models/medical-reasoner.gguf")
+    return (store / "files/md5" / md5[:2] / md5[2:]).is_file()
+
+
 # The notebook
 
 
@@ -79,7 +86,7 @@ def execute(directory: Path) -> str:
     resources = {"metadata": {"path": str(directory)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "\n".join(output.get("text", "") or str(output.get("data")) for output in outputs)
+    return "".join(output.get("text", "") or f"{output.get('data')}\n" for output in outputs)
 
 
 def test_the_notebook_runs_from_a_clone_to_a_pushed_model(
@@ -89,12 +96,11 @@ def test_the_notebook_runs_from_a_clone_to_a_pushed_model(
     for name, value in {"REPOSITORY": origin, "PROFILE": "micro", "REMOTE": store}.items():
         monkeypatch.setenv(name, str(value))
     printed = execute(tmp_path)
-    assert "Running stage 'merge'" in printed  # the one output that is never cached
+    assert "Stage 'report' is cached" in printed  # the run itself has tests of its own
     assert "40 test questions" in printed
     assert "<IPython.core.display.SVG object>" in printed
     assert re.search(r"^(yes|no|maybe) \d+\.\d%", printed, re.MULTILINE)
-    locked = yaml.load(tmp_path / "medical-reasoner/dvc.lock")["stages"]["quantize"]["outs"][0]["md5"]
-    assert (store / "files/md5" / locked[:2] / locked[2:]).is_file()
+    assert pushed(store, tmp_path / "medical-reasoner")
 
 
 def test_a_notebook_whose_command_fails_stops_there(
@@ -154,8 +160,7 @@ def test_a_machine_that_is_lost_after_training_costs_no_second_training(origin: 
     git(tmp_path, "clone", "--quiet", "--branch=run", str(branch), "home")  # what came of it: a branch to review
     assert yaml.load(tmp_path / "home/params.yaml")["train"]["lora_alpha"] == 8
     assert run_command(tmp_path / "home", "python3 -m pipeline.lock").returncode == 0
-    model = yaml.load(tmp_path / "home/dvc.lock")["stages"]["quantize"]["outs"][0]["md5"]
-    assert (store / "files/md5" / model[:2] / model[2:]).is_file()
+    assert pushed(store, tmp_path / "home")
 
 
 def test_the_page_says_what_was_measured() -> None:
