@@ -4,9 +4,11 @@
 #   make setup GPU=1                    for the CUDA card that is here
 #   make rehearsal TOKENIZER=dir        with Llama 3's tokenizer from that directory
 #   make test ARGS='-m slow -x'         arguments for pytest
+#   make gate MAIN=main                 against another branch than origin/main; so does make comment
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON TORCH_INDEX GPU
+MAIN ?= origin/main
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Waiting OpenMP threads sleep: on a busy machine, spinning ones slow a training step several times.
 export OMP_WAIT_POLICY := PASSIVE
@@ -37,6 +39,15 @@ rehearsal: .venv/ready  ## run PROFILE on random weights: its VRAM, disk and tim
 first-run: .venv/ready  ## print a report of the last run, to paste into an issue
 	@.venv/bin/python -m benchmarks.first_run
 
+lock: .venv/ready  ## check that dvc.lock agrees with code, parameters and results; needs no data
+	@.venv/bin/python -m pipeline.lock
+
+gate: .venv/ready  ## fail if the tuned model is worse than MAIN's or than its own base
+	@.venv/bin/python -m pipeline.gate '$(MAIN)'
+
+comment: .venv/ready  ## print what a pull request does to the results, as Markdown, against MAIN
+	@.venv/bin/python -m pipeline.comment '$(MAIN)' $(addprefix --pictures ,$(PICTURES))
+
 setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
 	@echo "setup: .venv is ready; to make it anew, remove it and run this again"
 
@@ -47,4 +58,4 @@ constraints:  ## choose package versions anew, in a fresh .venv, and write const
 .venv/ready: pyproject.toml constraints.txt $(wildcard setup/*)
 	@setup/install.sh
 
-.PHONY: help repro test check plots rehearsal first-run setup constraints
+.PHONY: help repro test check plots rehearsal first-run lock gate comment setup constraints
