@@ -8,9 +8,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-# Before numpy: where the compiler's libstdc++ is newer than the system's, llama.cpp crashed in loading a file with CUDA
-# after numpy had brought the system's in, and never in this order.
-import llama_cpp  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
