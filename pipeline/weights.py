@@ -20,7 +20,8 @@ from pipeline.stage import Fail
 MANIFEST = "manifest.json"
 IDENTITY = "trained_on.json"  # beside an adapter: the weights it was trained on, and fits
 TEMPLATE = "chat_template.jinja"
-CONFIGURATION = ["*.json", "*.jinja", "tokenizer.model"]  # config, tokenizer, chat template; never code
+# Configuration, tokenizer, chat template and terms; never code.
+CONFIGURATION = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
 
 
 def describe(directory: Path) -> list[dict[str, Any]]:
