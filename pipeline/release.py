@@ -191,9 +191,10 @@ def hardware(facts: Facts) -> str:
     # Keys and values of every layer, two bytes each.
     cache = 4 * about[f"{arch}.block_count"] * about[f"{arch}.attention.head_count_kv"] * width
     return (
-        f"No GPU is needed. The file takes {facts.figures['gguf_bytes'] / 1e6:,.1f} MB of memory, main or a card's, and "
-        f"a context of 2,048 tokens {2048 * cache / 1e6:,.1f} MB more. The model knows contexts of at most {context:,} "
-        f"tokens; the longest test question, with its abstract and answer, has {facts.data['test']['tokens_max']:,}."
+        f"No GPU is needed. The file takes {facts.figures['gguf_bytes'] / 1e6:,.1f} MB of memory, main or a card's, "
+        f"and a context of 2,048 tokens {2048 * cache / 1e6:,.1f} MB more. The model knows contexts of at most "
+        f"{context:,} tokens; the longest test question, with its abstract and answer, has "
+        f"{facts.data['test']['tokens_max']:,}."
     )
 
 
