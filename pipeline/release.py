@@ -25,11 +25,18 @@ NOTICE = (
     "All Rights Reserved.\n"
 )
 
-# Llama 3's turns as a Go template. Ollama goes by the template in the GGUF only if it is near one that it knows
-# (template/template.go, `Named`), and adds BOS itself. Messages with a system prompt among them are all that it needs.
-OLLAMA_TEMPLATE = """{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>
+# Llama 3's turns as a Go template; Ollama adds BOS itself. Left to itself it compares the GGUF's template with those
+# that it knows, and takes the nearest of its own or none (template/template.go, `Named`). The system's message comes in
+# .System, and in newer versions among .Messages too (`collate`).
+OLLAMA_TEMPLATE = """{{- if .System }}<|start_header_id|>system<|end_header_id|>
+
+{{ .System }}<|eot_id|>
+{{- end }}
+{{- range .Messages }}
+{{- if ne .Role "system" }}<|start_header_id|>{{ .Role }}<|end_header_id|>
 
 {{ .Content }}<|eot_id|>
+{{- end }}
 {{- end }}<|start_header_id|>assistant<|end_header_id|>
 
 """
