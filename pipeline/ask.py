@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import llama_cpp  # noqa: F401  # pyright: ignore[reportUnusedImport]  # before numpy, as in evaluate
 import typer
 
 from pipeline.gguf import SYSTEM_PROMPT, read_metadata

@@ -340,4 +340,4 @@ json.dump(heavy, sys.stdout)
     done = subprocess.run(
         [sys.executable, "-c", program, *STAGES], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert json.loads(done.stdout) == dict.fromkeys(STAGES, [])
+    assert json.loads(done.stdout) == {stage: [] for stage in STAGES}
