@@ -42,7 +42,7 @@ def main() -> None:
     shown = f'$ cat abstract.txt\n{abstract}\n\n$ python -m pipeline.ask "{question}" --context abstract.txt\n'
     command = [sys.executable, "-m", "pipeline.ask", question, "--context", "-"]
     shown += subprocess.run(command, input=abstract, check=True, capture_output=True, text=True).stdout
-    draw(f'<pre class="terminal">{html.escape(shown)}</pre>', release, PICTURES / "ask.png", 520)
+    draw(f'<pre class="terminal">{html.escape(shown)}</pre>', release, PICTURES / "ask.png", 400)
 
 
 if __name__ == "__main__":
