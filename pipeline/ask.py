@@ -149,7 +149,7 @@ def main(
             notes.append("No abstract was given, so this is an answer from memory: give it with --context FILE.")
         if gguf == GGUF:  # of another file, they say nothing
             notes += measured(METRICS, bool(abstract), found[decision])
-        for note in [*notes, "Not for clinical use."]:
+        for note in [*notes, "Only the decision was measured, never the conclusion. Not for clinical use."]:
             typer.echo(note)
         typer.echo()
         for text in conclusion(scorer, decision, len(tokens)):

@@ -38,7 +38,7 @@ PARAMETERS: dict[tuple[str, ...], str] = {
         base.num_attention_heads base.num_key_value_heads base.conversations base.max_steps
         base.per_device_train_batch_size base.learning_rate base.embedding_learning_rate""",
     ("format",): "format.system_prompt format.validation_questions format.seed",
-    ("train",): """
+    ("train", "report"): """
         train.backend train.seed train.r train.lora_alpha train.lora_dropout train.target_modules
         train.bnb_4bit_quant_type train.bnb_4bit_use_double_quant train.dtype train.max_length train.max_steps
         train.per_device_train_batch_size train.gradient_accumulation_steps train.gradient_checkpointing
@@ -58,6 +58,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "records.py": ALL,
     **{f"{stage}.py": (stage,) for stage in ALL},
     "quantize.py": ("quantize", "baseline"),
+    "ask.py": (),
     "compare.py": ("report",),
     "embedded/__init__.py": ("download", "base"),
     "embedded/tiny.py": ("download", "base"),
@@ -65,7 +66,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "embedded/trials.py": ("download", "base"),
     "comment.py": (),
     "gate.py": (),
-    "gguf.py": ("quantize", "reference", "baseline"),
+    "gguf.py": ("quantize", "reference", "baseline", "report"),
     "lock.py": (),
     "measures.py": ("evaluate", "reference", "baseline", "report"),
     "pictures.py": ("report",),
@@ -75,7 +76,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "release.py": ("report",),
     "scoring.py": ("evaluate", "reference", "baseline"),
     "summary.py": (),
-    "weights.py": ("base", "train", "merge", "quantize", "reference", "baseline"),
+    "weights.py": ("base", "train", "merge", "quantize", "reference", "baseline", "report"),
 }
 
 # Every file that a stage writes -> the stages that a change of it reaches: those that read it, and the one that wrote
@@ -85,22 +86,22 @@ DATA: dict[str, tuple[str, ...]] = {
     "data/raw/test_ground_truth.json": ("download", "format"),
     "data/raw/source.json": ("download", "format", "quantize", "report"),
     "data/formatted/train.jsonl": ("format", "train", "baseline"),
-    "data/formatted/validation.jsonl": ("format", "train", "baseline"),
-    "data/formatted/test.jsonl": ("format", "evaluate", "reference", "baseline", "report"),
-    "models/base/chat_template.jinja": ("base", "format", "train", "merge", "baseline"),
-    "models/base/config.json": ("base", "train", "merge", "baseline"),
-    "models/base/generation_config.json": ("base", "train", "merge", "baseline"),
+    "data/formatted/validation.jsonl": ("format", "train", "quantize", "baseline"),
+    "data/formatted/test.jsonl": ("format", "evaluate", "reference", "baseline"),
+    "models/base/chat_template.jinja": ("base", "format", "train", "merge", "baseline", "report"),
+    "models/base/config.json": ("base", "train", "merge", "baseline", "report"),
+    "models/base/generation_config.json": ("base", "train", "merge", "baseline", "report"),
     "models/base/manifest.json": ("base", "train", "merge", "baseline", "report"),
-    "models/base/model.safetensors": ("base", "train", "merge", "baseline"),
-    "models/base/tokenizer.json": ("base", "format", "train", "merge", "baseline"),
-    "models/base/tokenizer_config.json": ("base", "format", "train", "merge", "baseline"),
+    "models/base/model.safetensors": ("base", "train", "merge", "baseline", "report"),
+    "models/base/tokenizer.json": ("base", "format", "train", "merge", "baseline", "report"),
+    "models/base/tokenizer_config.json": ("base", "format", "train", "merge", "baseline", "report"),
     "models/adapter/*": ("train", "merge"),
     "models/merged/*": ("merge", "quantize", "reference"),
     "models/medical-reasoner.gguf": ("quantize", "evaluate", "report"),
     "models/release/*": ("report",),
     "metrics/base.json": ("base",),
     "metrics/base_resources.json": ("base",),
-    "metrics/format.json": ("format",),
+    "metrics/format.json": ("format", "report"),
     "metrics/label_balance.csv": ("format",),
     "metrics/token_lengths.csv": ("format",),
     "metrics/train.json": ("train",),
@@ -126,8 +127,8 @@ DATA: dict[str, tuple[str, ...]] = {
 # Every extra of pyproject.toml -> the stages that a moved pin reaches; the versions of the rest change no result.
 EXTRAS: dict[str, tuple[str, ...]] = {
     **{stage: (stage,) for stage in ALL if stage != "reference"},
-    "quantize": ("quantize", "reference", "baseline"),
-    "evaluate": ("evaluate", "reference", "baseline"),
+    "quantize": ("quantize", "reference", "baseline", "report"),
+    "evaluate": ("evaluate", "reference", "baseline", "report"),
     "s3": (),
     "server": (),
     "unsloth": ("train",),

@@ -86,6 +86,13 @@ class TestHub:
         fetched = {path.rsplit("/", 1)[-1] for _, path in server.requests if "/resolve/" in path}
         assert fetched == {*CONFIGURATION, "model.safetensors.index.json"}  # no weights yet, no pickle, no code
 
+    def test_the_terms_of_the_base_come_along(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", {**MODEL, "LICENSE": b"terms", "USE_POLICY.md": b"policy", "run.py": b""})
+        assert run_base(tmp_path, server).returncode == 0
+        base = tmp_path / "models" / "base"
+        assert ((base / "LICENSE").read_bytes(), (base / "USE_POLICY.md").read_bytes()) == (b"terms", b"policy")
+        assert not (base / "run.py").exists()
+
     def test_the_stage_that_needs_the_weights_fetches_and_checks_them(self, server: Server, tmp_path: Path):
         server.add_repository("org/model", MODEL)
         assert run_base(tmp_path, server).returncode == 0
