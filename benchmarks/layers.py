@@ -31,8 +31,8 @@ def measure(gguf: Path, test: Path, n_ctx: int, questions: int, layers: int, bef
     os.environ["N_GPU_LAYERS"] = str(layers)
     prompts = [row["prompt"] for row in read_jsonl(test)[:questions]]
     with Scorer(gguf, n_ctx) as scorer:
-        tokens = [scorer.prompt_tokens(messages) for messages in prompts]
-        scorer.score(prompts[0])
+        tokens = [scorer.chat(messages)[0] for messages in prompts]
+        scorer.score(tokens[0], scorer.forms)
         start = time.perf_counter()
         for ids in tokens:
             scorer.lib.llama_memory_clear(scorer.lib.llama_get_memory(scorer.context), True)
@@ -41,12 +41,12 @@ def measure(gguf: Path, test: Path, n_ctx: int, questions: int, layers: int, bef
         bare = time.perf_counter() - start
         start = time.perf_counter()
         for messages in prompts:
-            _, _, count = scorer.score(messages)
+            scorer.score(*scorer.chat(messages))
         scored = time.perf_counter() - start
         used = vram_used()
         start = time.perf_counter()
         for i in range(64):
-            scorer.decode([tokens[-1][i % len(tokens[-1])]], [], count + i)
+            scorer.decode([tokens[-1][i % len(tokens[-1])]], [], len(tokens[-1]) + i)
             scorer.lib.llama_synchronize(scorer.context)
         generated = 64 / (time.perf_counter() - start)
     total = sum(map(len, tokens))

@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"
 README = HERE.parent / "README.md"
 MARKERS = ("<!-- results: written by benchmarks/record.py -->", "<!-- end of results -->")
+CARD_MARKERS = ("<!-- card: written by benchmarks/record.py -->", "<!-- end of card -->")
 MODELS = ("base", "tuned", "tfidf", "majority")
+COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a rehearsal's stage, as README prints them
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dvc")
 
 
@@ -93,8 +95,55 @@ def readme() -> str:
         size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
     lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")
-    before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
-    return "\n".join([before + MARKERS[0], *lines, MARKERS[1] + rest.split(MARKERS[1])[1]])
+    return between(CARD_MARKERS, card(), between(MARKERS, lines, README.read_text(encoding="utf-8")))
+
+
+def between(markers: tuple[str, str], lines: list[str], text: str) -> str:
+    """`text` with the lines between two markers replaced."""
+    before, rest = text.split(markers[0])
+    return "\n".join([before + markers[0], *lines, markers[1] + rest.split(markers[1])[1]])
+
+
+def card() -> list[str]:
+    """What the 8B profile costs by stage, and what a card does with its file: README's two tables."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+
+    def value(key: str, form: str = ",.0f") -> str:
+        return format(results[key]["value"], form) if key in results else ""
+
+    lines = [
+        "| stage | time, s | memory of its own, GiB | disk in all, GB | VRAM, GiB |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    vram = {
+        "train": value("train.t4.peak_reserved_gib", ".2f"),
+        "evaluate": value("evaluate.cuda.33_layers.vram_gib", ".2f"),
+        "baseline": value("evaluate.cuda.33_layers.vram_gib", ".2f"),
+    }
+    for stage in ("train", "merge", "quantize", "evaluate", "baseline", "report"):
+        figures = [value(f"rehearsal.{stage}.{name}", form) for name, form in COSTS.items()]
+        lines.append(f"| {' | '.join([f'`{stage}`', *figures, vram.get(stage, '')])} |")
+    whole = [value("rehearsal.wall_s"), "", value("rehearsal.disk_gb", ".1f"), ""]
+    lines += [f"| {' | '.join(['whole run', *whole])} |", ""]
+    lines += [
+        "| layers on the card | VRAM, GiB | prompt, tokens/s | generation, tokens/s |",
+        "| --: | --: | --: | --: |",
+    ]
+    for layers, name in {33: "all 33", 24: "24", 16: "16"}.items():
+        key = f"evaluate.cuda.{layers}_layers"
+        speeds = [value(f"{key}.prompt_tokens_per_s"), value(f"{key}.generated_tokens_per_s", ".1f")]
+        lines.append(f"| {' | '.join([name, value(f'{key}.vram_gib', '.2f'), *speeds])} |")
+    speed, reserved = value("train.h200.tokens_per_s"), value("train.h200.peak_reserved_gib", ".1f")
+    asked, over = (
+        value("evaluate.cuda.tokens_per_s"),
+        100 * (results["evaluate.cuda.time_over_bare_prompt"]["value"] - 1),
+    )
+    return [
+        *lines,
+        "",
+        f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s",
+        f"in {reserved} GiB there. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over reading them.",
+    ]
 
 
 def main() -> None:

@@ -1,9 +1,15 @@
 """medical-reasoner: from PubMedQA to a measured 4-bit GGUF, one module per DVC stage."""
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+
+# A stage, or a process that it starts, must not live on beside the next run when what started it is killed.
+if "DVC_STAGE" in os.environ and sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; it outlives the execv below
 
 # `.venv/bin/dvc repro` without activation starts a stage with the system's python3: go on with the project's own.
 _python = Path(__file__).parent.parent / ".venv" / "bin" / "python3"

@@ -44,9 +44,9 @@ def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
         "tfidf": GridSearchCV(tfidf, {"logisticregression__C": [1, 10, 100]}, cv=folds),
     }.items():
         predicted = classifier.fit(texts, answers).predict(questions)
-        figures[f"{name}_accuracy"] = float(accuracy_score(gold, predicted))
+        figures[f"{name}_accuracy"] = round(float(accuracy_score(gold, predicted)), 6)
         scores: Any = f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
-        figures[f"{name}_macro_f1"] = float(scores)
+        figures[f"{name}_macro_f1"] = round(float(scores), 6)
     return figures
 
 

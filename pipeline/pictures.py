@@ -22,6 +22,7 @@ STYLE: dict[str, Any] = {
         "font": "Liberation Sans, Arial, Helvetica, sans-serif",
         "axis": {"labelFontSize": 13, "titleFontSize": 13, "titleFontWeight": "normal", "labelLimit": 300},
         "title": {"fontSize": 16, "subtitleFontSize": 13, "subtitleColor": "#555", "anchor": "start", "offset": 12},
+        "legend": {"labelFontSize": 12, "titleFontSize": 12},
         "header": {"labelFontSize": 14, "titleFontSize": 13},
         "view": {"stroke": None},
     },
@@ -91,7 +92,7 @@ def confusion_picture(base: list[Prediction], tuned: list[Prediction], note: str
         "data": {"values": values},
         "facet": {"column": {"field": "model", "sort": [NAMES["base"], NAMES["tuned"]], "title": None}},
         "spec": {
-            "width": 210,
+            "width": 255,
             "height": 210,
             "encoding": cell,
             "layer": [

@@ -1,17 +1,18 @@
 """A GGUF and the test questions -> a prediction for each, by protocol: what every measured model goes through."""
 
+import json
+import os
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-# Before numpy: where the compiler's libstdc++ is newer than the system's, llama.cpp crashed in loading a file with CUDA
-# after numpy had brought the system's in, and never in this order.
-import llama_cpp  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from pipeline.prompt import PROTOCOLS
-from pipeline.records import read_jsonl
+from pipeline.records import CHECKPOINTS, read_jsonl, run_key
 from pipeline.scoring import Choices, Scorer
 from pipeline.stage import Fail, Section
 
@@ -40,16 +41,45 @@ def pose(scorer: Scorer, row: dict[str, Any], protocol: str) -> tuple[list[int],
             return scorer.chat(row["prompt"])
 
 
+@contextmanager
+def journal(
+    params: Params, inputs: list[Path], count: int
+) -> Generator[tuple[list[list[Any]], Callable[[list[Any]], None]]]:
+    """The rows that a killed run of the very same questions had written, and what adds one; removed when all are in.
+
+    A question takes a second or more on a laptop, so a run may take hours.
+    """
+    path = CHECKPOINTS / f"{run_key(params, inputs, os.environ.get('N_GPU_LAYERS', ''))}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(0)
+        text = file.read()
+        file.truncate(len(text[: text.rfind("\n") + 1].encode()))  # a kill may have cut the last line
+        rows: list[list[Any]] = [json.loads(line) for line in text.splitlines()[: text.count("\n")]]
+
+        def keep(row: list[Any]) -> None:
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        try:
+            yield rows, keep
+        finally:
+            if len(rows) in (0, count):
+                path.unlink()
+                with suppress(OSError):  # train's checkpoints may lie there
+                    CHECKPOINTS.rmdir()
+
+
 def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], dict[str, float]]:
     """A row of measures.COLUMNS for each protocol and question of `test`, asked of `gguf`; load time and speed."""
-    questions = read_jsonl(test)
+    asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in read_jsonl(test)]
     start = time.perf_counter()
-    rows: list[list[Any]] = []
-    with Scorer(gguf, params.n_ctx) as scorer:
+    with Scorer(gguf, params.n_ctx) as scorer, journal(params, [gguf, test], len(asked)) as (rows, keep):
         loaded = time.perf_counter()
-        tokens = 0
-        asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in questions]
-        for protocol, row in tqdm(asked, desc=f"questions to {gguf.name.strip('.')}"):
+        resumed, tokens = len(rows), 0
+        bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
+        for protocol, row in bar:
             try:
                 prompt, choices = pose(scorer, row, protocol)
                 scores, first = scorer.score(prompt, choices)
@@ -58,11 +88,11 @@ def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], di
                 raise Fail(f"{test}, PMID {row['pmid']}: {error}") from None
             prediction = max(scores, key=lambda label: scores[label])
             numbers = [f"{p:.6f}" for p in scores.values()]
-            rows.append([protocol, row["pmid"], row["label"], *numbers, prediction, greedy, int(first.argmax())])
+            keep([protocol, row["pmid"], row["label"], *numbers, prediction, greedy, int(first.argmax())])
             tokens += len(prompt)
     seconds = time.perf_counter() - loaded
     return rows, {
         "load_seconds": round(loaded - start, 2),
-        "questions_per_second": round(len(rows) / seconds, 2),
+        "questions_per_second": round((len(rows) - resumed) / seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),
     }

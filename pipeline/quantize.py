@@ -6,8 +6,8 @@ llama.cpp's converter writes a temporary 16-bit GGUF, its quantizer turns that i
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.gguf import build
-from pipeline.records import read_json, write_json
+from pipeline.gguf import SYSTEM_PROMPT, build
+from pipeline.records import read_json, read_jsonl, write_json
 from pipeline.stage import Section, Usage, run, writing
 from pipeline.weights import MANIFEST, check_whole
 
@@ -46,14 +46,16 @@ def hub_page(repo_id: str | None, kind: str) -> str:
     return f"https://huggingface.co/{kind}{repo_id}" if repo_id else ""
 
 
-def main(merged: Path, source: Path, gguf: Path, resources: Path) -> None:
-    """Write GGUF; SOURCE says where the data come from."""
+def main(merged: Path, source: Path, validation: Path, gguf: Path, resources: Path) -> None:
+    """Write GGUF; SOURCE says where the data come from, VALIDATION holds the system prompt of the training."""
     usage = Usage()
     params = Params.load("quantize")
     manifest = read_json(merged / MANIFEST)
     check_whole([merged / file["name"] for file in manifest["files"]])
+    about = metadata(manifest, read_json(source), params.quant_type)
+    about[SYSTEM_PROMPT] = read_jsonl(validation)[0]["prompt"][0]["content"]
     with writing(gguf) as partial:
-        build(merged, partial, params.quant_type, metadata(manifest, read_json(source), params.quant_type))
+        build(merged, partial, params.quant_type, about)
     write_json(resources, usage.figures())
 
 

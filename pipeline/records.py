@@ -1,15 +1,21 @@
-"""Reading and writing the pipeline's JSON and JSONL files; every error names file and line, never the text."""
+"""Reading and writing the pipeline's files, and the key under which a killed stage finds what it had written.
+
+Every error names file and line, never the text.
+"""
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import Fail, writing
+from pipeline.stage import Fail, Section, writing
 
 Record = dict[str, Any]  # one PubMedQA question: QUESTION, CONTEXTS, LABELS, final_decision, LONG_ANSWER, ...
 Message = dict[str, str]  # role and content
+CHECKPOINTS = Path(".checkpoints")  # what a killed stage goes on from; no output: DVC would remove it before the run
 
 
 def read_json(path: Path) -> Any:
@@ -76,3 +82,16 @@ def sha256(path: Path) -> str:
     """The file's sha256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_key(params: Section, inputs: list[Path], device: str) -> str:
+    """A hash of all that determines a run: parameters, the files of `inputs`, loaded code, versions and device."""
+    code = {str(module.__file__) for name, module in sys.modules.items() if name.split(".")[0] == "pipeline"}
+    about = {
+        "params": params.model_dump(),
+        "inputs": [sha256(path) for path in inputs],
+        "code": sorted(sha256(Path(path)) for path in code),
+        "versions": sorted({f"{found.name}=={found.version}" for found in distributions()}),
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

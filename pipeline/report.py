@@ -7,6 +7,7 @@ never scores a model again. Every figure in the model card comes from what is re
 from pathlib import Path
 
 from pipeline.compare import MEASURES, TEXT_BASELINES, Params, compare, headline, reliability, risk_coverage
+from pipeline.gguf import read_metadata
 from pipeline.measures import read_predictions
 from pipeline.pictures import (
     accuracy_picture,
@@ -18,9 +19,10 @@ from pipeline.pictures import (
     right_label_picture,
     risk_coverage_picture,
 )
-from pipeline.records import read_json, read_jsonl, sha256, write_csv, write_json
-from pipeline.release import NO_RELEASE, REHEARSAL, SIMULATED, card, modelfile
-from pipeline.stage import run, writing
+from pipeline.records import read_json, sha256, write_csv, write_json
+from pipeline.release import NO_RELEASE, REHEARSAL, SIMULATED, Facts, write_release
+from pipeline.stage import read_section, run, writing
+from pipeline.weights import MANIFEST
 
 
 def main(
@@ -29,9 +31,9 @@ def main(
     merged: Path,
     baseline: Path,
     train_log: Path,
-    test: Path,
+    data: Path,
     source: Path,
-    manifest: Path,
+    base_model: Path,
     gguf: Path,
     comparison: Path,
     reliability_bins: Path,
@@ -39,14 +41,14 @@ def main(
     pictures: Path,
     release: Path,
 ) -> None:
-    """Write COMPARISON (flat JSON), two tables for plots, PICTURES (SVG files) and RELEASE (model card, Modelfile).
+    """Write COMPARISON (flat JSON), two tables for plots, PICTURES (SVG files) and RELEASE (model card and the like).
 
-    BASE, TUNED and MERGED are tables of predictions, BASELINE holds the text baselines' scores, TEST's prompts the
-    system prompt; SOURCE and MANIFEST say where data and base come from.
+    BASE, TUNED and MERGED are tables of predictions, BASELINE holds the text baselines' scores, DATA the statistics of
+    the splits; SOURCE and the directory BASE_MODEL say where data and base come from.
     """
     params = Params.load("report")
-    origin, base_model = read_json(source), read_json(manifest)
-    rehearsal = base_model.get("repo_id", "").startswith(REHEARSAL)
+    origin, manifest = read_json(source), read_json(base_model / MANIFEST)
+    rehearsal = manifest.get("repo_id", "").startswith(REHEARSAL)
     tables = {"base": read_predictions(base), "tuned": read_predictions(tuned)}
     figures = compare(tables["base"], tables["tuned"], read_predictions(merged), params)
     text_baselines = read_json(baseline)
@@ -74,10 +76,9 @@ def main(
         if rehearsal:
             (partial / "README.md").write_text(f"{NO_RELEASE}\n", encoding="utf-8")
         else:
-            text = card(figures, origin, base_model, gguf.name, sha256(gguf))
-            (partial / "README.md").write_text(text, encoding="utf-8")
-            system_prompt = read_jsonl(test)[0]["prompt"][0]["content"]
-            (partial / "Modelfile").write_text(modelfile(f"../{gguf.name}", system_prompt), encoding="utf-8")
+            training, about = read_section("train"), read_metadata(gguf)
+            facts = Facts(figures, read_json(data), training, origin, manifest, about, gguf.name, sha256(gguf))
+            write_release(partial, facts, base_model)
             for name in drawn.keys() - {"loss"}:
                 (partial / f"{name}.png").write_bytes(png(drawn[name]))
     write_json(comparison, figures)

@@ -1,5 +1,7 @@
 """What every stage shares: typed parameters, one-sentence errors, and outputs that appear whole or not at all."""
 
+import errno
+import re
 import resource
 import shutil
 import sys
@@ -104,12 +106,30 @@ class Usage:
         }
 
 
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+# What safetensors and torch make of a full disk.
+NATIVE = re.compile(r"No space left on device|File too large|Read-only file system|PytorchStreamWriter failed")
+
+
+def disk_problem(error: Exception) -> str | None:
+    """The sentence for a full or read-only disk or a directory in a file's place; None for any other error."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'an output'}: {error.strerror}; free disk or change that, then run `dvc repro`"
+    found = NATIVE.search(str(error))
+    return f"an output could not be written ({found[0]}); free disk, then run `dvc repro`" if found else None
+
+
 def run(main: Callable[..., None]) -> None:
-    """Run a stage's `main` as a command, its module's docstring as help; a `Fail` becomes one line and status 1."""
+    """Run a stage's `main` as a command, its module's docstring as help.
+
+    A `Fail`, or a disk that is full or read-only, becomes one line and status 1.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(help=main.__globals__["__doc__"])(main)
     try:
         app()
-    except Fail as error:
-        stage = Path(main.__code__.co_filename).stem
-        sys.exit(f"{stage}: {error}")
+    except Exception as error:
+        sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
+        if sentence is None:
+            raise
+        sys.exit(f"{Path(main.__code__.co_filename).stem}: {sentence}")

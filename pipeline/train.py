@@ -2,22 +2,26 @@
 
 The base's linear layers are quantized to NF4 and frozen; rank-r updates (Hu et al. 2021,
 https://arxiv.org/abs/2106.09685) are trained with TRL's SFTTrainer, the loss taken on the assistant's turn alone.
+A run that was killed goes on from its last checkpoint in .checkpoints/<key> and ends as if it had not been.
 """
 
 import gc
 import math
 import os
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.records import read_json, read_jsonl, write_csv, write_json
-from pipeline.stage import Fail, Section, Usage, run, writing
+from pipeline.records import CHECKPOINTS, read_json, read_jsonl, run_key, sha256, write_csv, write_json
+from pipeline.stage import Fail, Section, Usage, remove, run, writing
 from pipeline.weights import IDENTITY, MANIFEST, load_directory
 
 Positive = Annotated[int, Field(gt=0)]
+COMPLETE = "complete.json"  # in a checkpoint, written last: file -> sha256
 
 
 class Params(Section):
@@ -34,6 +38,7 @@ class Params(Section):
     dtype: Literal["float32", "bfloat16", "float16"]  # of the computation
     max_length: Positive  # tokens; a longer example is refused, never cut
     max_steps: Positive
+    save_steps: Positive  # from one checkpoint to the next: what a kill can cost
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive
     gradient_checkpointing: bool
@@ -170,23 +175,77 @@ def forget_loading() -> None:
 
 
 def step_recorder() -> Any:
-    """A transformers callback that keeps (step, seconds, tokens so far, rss, allocated, reserved) after every step.
+    """A transformers callback that adds `figures` to each step's row of the log, which a checkpoint holds.
 
-    It counts the steps that float16's loss scaling left out, too: the first few, while it looks for its scale.
+    `skipped` counts the steps that float16's loss scaling left out: the first few, while it looks for its scale.
     """
     from transformers import TrainerCallback
 
     class StepRecorder(TrainerCallback):
-        def __init__(self) -> None:
-            self.rows: list[tuple[float, ...]] = []
-            self.skipped = 0
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.at = time.perf_counter()
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            before, self.at = self.at, time.perf_counter()
+            rss, allocated, reserved = memory()
+            state.log_history[-1] |= {
+                "seconds": self.at - before,
+                "rss_mib": rss,
+                "vram_allocated_mib": allocated,
+                "vram_reserved_mib": reserved,
+                "skipped": bool(getattr(kwargs["optimizer"], "step_was_skipped", False)),  # accelerate's
+            }
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            tokens = state.num_input_tokens_seen
-            self.rows.append((state.global_step, time.perf_counter(), tokens, *memory()))
-            self.skipped += bool(getattr(kwargs["optimizer"], "step_was_skipped", False))  # accelerate's
+            if state.global_step >= state.max_steps:
+                control.should_save = False  # a trainer that resumes from the last step takes one step more
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / COMPLETE, digests(checkpoint))
 
     return StepRecorder()
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """File name -> sha256 of what the trainer wrote into a checkpoint."""
+    return {path.name: sha256(path) for path in checkpoint.iterdir() if path.name != COMPLETE}
+
+
+def device() -> str:
+    """The kind of device that trains: it decides the result's last bits."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in `directory` that is whole; removes any newer one, which a kill or a hand has altered."""
+    for path in sorted(directory.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name), reverse=True):
+        try:
+            if read_json(path / COMPLETE) == digests(path):
+                return path
+        except (Fail, OSError):
+            pass
+        remove(path)
+    return None
+
+
+@contextmanager
+def memory_errors() -> Generator[None]:
+    """Turn running out of memory, on the card or beside it, into a sentence that names what to lower."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # A CPU tensor that finds no memory is a bare RuntimeError.
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        raise Fail(
+            "out of memory: in params.yaml lower train.per_device_train_batch_size (and raise "
+            "train.gradient_accumulation_steps as much), set train.gradient_checkpointing to true, or lower train.r"
+        ) from None
 
 
 def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dict[str, Any]]], work: Path) -> Any:
@@ -221,7 +280,9 @@ def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, li
         logging_steps=1,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=params.save_steps,
+        save_total_limit=2,  # the older goes once the newer is written, but before that is known to be whole
         report_to="none",
     )
     trainer: Any = SFTTrainer(
@@ -245,10 +306,12 @@ def check_losses(losses: list[float]) -> None:
             raise Fail(f"the loss is {loss} after step {min(step, len(losses) - 1)}; lower train.learning_rate")
 
 
-def throughput(steps: list[tuple[float, ...]], warm_up: int) -> float:
-    """Tokens a second, prompt included and padding not, over the steps after the first `warm_up`."""
-    first, last = steps[min(warm_up, len(steps) - 1)], steps[-1]
-    return (last[2] - first[2]) / (last[1] - first[1]) if last[0] > first[0] else 0.0
+def throughput(steps: list[dict[str, Any]], warm_up: int) -> float:
+    """Tokens a second, prompt included and padding not, over the steps after the first and `warm_up` more."""
+    first = min(warm_up, len(steps) - 1)
+    seconds = sum(row["seconds"] for row in steps[first + 1 :])
+    tokens = steps[-1]["num_input_tokens_seen"] - steps[first]["num_input_tokens_seen"]
+    return tokens / seconds if seconds else 0.0
 
 
 def save_adapter(model: Any, directory: Path, manifest: dict[str, Any]) -> None:
@@ -280,39 +343,41 @@ def main(
     manifest = read_json(base / MANIFEST)
     directory = load_directory(base, manifest)
 
+    work = CHECKPOINTS / run_key(params, [train, validation, *sorted(base.iterdir()), Path(__file__)], device())
+
     from transformers import set_seed
 
     set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed comes too late for it
-    model, tokenizer = quantized_lora(params, directory)
-    check_lengths(rows["train"] + rows["validation"], tokenizer, params.max_length)
-    recorder = step_recorder()
-    with writing(adapter) as partial:
-        trainer = build_trainer(params, model, tokenizer, rows, partial)
-        trainer.add_callback(recorder)
+    with memory_errors():
+        model, tokenizer = quantized_lora(params, directory)
+        check_lengths(rows["train"] + rows["validation"], tokenizer, params.max_length)
+        trainer = build_trainer(params, model, tokenizer, rows, work)
+        trainer.add_callback(step_recorder())
+        checkpoint = last_checkpoint(work)
         forget_loading()
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         validation_loss = trainer.evaluate()["eval_loss"]
-        history = [row for row in trainer.state.log_history if "loss" in row]
-        losses = [row["loss"] for row in history]
-        check_losses([*losses, validation_loss])
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    losses = [row["loss"] for row in history]
+    check_losses([*losses, validation_loss])
+    with writing(adapter) as partial:
         save_adapter(model, partial, manifest)
     columns = ["step", "loss", "learning_rate", "grad_norm"]
     write_csv(log, columns, ([row[name] for name in columns] for row in history))
-    write_csv(
-        memory_log,
-        ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"],
-        ((row[0], *row[3:]) for row in recorder.rows),
-    )
+    columns = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
+    write_csv(memory_log, columns, ([row[name] for name in columns] for row in history))
     figures = {"first_loss": losses[0], "last_loss": losses[-1], "validation_loss": validation_loss}
-    write_json(metrics, {**figures, "skipped_steps": recorder.skipped})
+    write_json(metrics, {**figures, "skipped_steps": sum(row["skipped"] for row in history)})
     _, allocated, reserved = memory()
     figures = {
         **usage.figures(),
-        "peak_vram_allocated_mib": allocated,
-        "peak_vram_reserved_mib": reserved,
-        "tokens_per_second": round(throughput(recorder.rows, params.warmup_steps), 1),
+        "resumed_after_step": int(checkpoint.name.split("-")[1]) if checkpoint else 0,
+        "peak_vram_allocated_mib": max(allocated, *(row["vram_allocated_mib"] for row in history)),
+        "peak_vram_reserved_mib": max(reserved, *(row["vram_reserved_mib"] for row in history)),
+        "tokens_per_second": round(throughput(history, params.warmup_steps), 1),
     }
     write_json(resources, figures)
+    remove(CHECKPOINTS)  # those of other keys too: few are kept, and none after a success
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pipeline.stage import Fail
 MANIFEST = "manifest.json"
 IDENTITY = "trained_on.json"  # beside an adapter: the weights it was trained on, and fits
 TEMPLATE = "chat_template.jinja"
-CONFIGURATION = ["*.json", "*.jinja", "tokenizer.model"]  # config, tokenizer, chat template; never code
+TERMS = ["LICENSE*", "USE_POLICY*"]  # they go with whatever is derived from a base
+CONFIGURATION = ["*.json", "*.jinja", "tokenizer.model", *TERMS]  # config, tokenizer, chat template; never code
 
 
 def describe(directory: Path) -> list[dict[str, Any]]:

@@ -65,6 +65,19 @@ compiles c stdio.h ${CC:-cc gcc clang} && compiles c++ thread ${CXX:-c++ g++ cla
     fail "no working C and C++ compiler was found, and llama.cpp is compiled here;" \
         "install one (Debian, Ubuntu: apt install g++), then run this again"
 
+static_only() { # a C++ compiler: succeeds if libstdc++ is there as an archive, and not as a shared library
+    [ ! -e "$($1 -print-file-name=libstdc++.so)" ] && [ -e "$($1 -print-file-name=libstdc++.a)" ]
+}
+# Such a compiler gives llama.cpp a libstdc++ of its own. Beside the one of numpy and scipy it ended the process: in
+# loading a model, or, with llama.cpp imported first, in importing scipy.
+if static_only "${CXX:-c++}"; then
+    { compiles c stdio.h cc && compiles c++ thread c++ && ! static_only c++; } ||
+        fail "${CXX:-c++} has no shared libstdc++, and with a static one llama.cpp crashes beside numpy;" \
+            "install a whole g++ (Debian, Ubuntu: apt install g++), or name one: make setup CXX=/usr/bin/g++"
+    say "$CXX has no shared libstdc++: $(command -v c++) compiles in its place"
+    export CC=cc CXX=c++ CUDAHOSTCXX=c++
+fi
+
 # Measured: 2.4 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
 # CUDA, which is what pip takes by default, is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
 case ${GPU:-}${TORCH_INDEX:-} in */cpu*) need=4 ;; 1*) need=16 ;; *) need=13 ;; esac
@@ -101,24 +114,33 @@ pip() { # pip with its output in the log, of which downloads of 20 MB and more a
 
 say "2/3 packages: the first time 0.7 GB to download (3.2 GB with CUDA), a minute or more"
 wanted=$TMPDIR/requirements.txt
-"$venv/bin/python" -c '
-import os, tomllib
+if [ -n "${GPU:-}" ]; then
+    # The whole set as it ran. A resolver would choose anew: Unsloth's metadata refuse the certifi that ran with it.
+    grep -v -e '^#' -e '^llama-cpp-python==' constraints-gpu.txt >"$wanted"
+    constraints=constraints-gpu.txt
+else
+    "$venv/bin/python" -c '
+import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-ran = dict(line.split("==") for line in open("constraints-gpu.txt").read().split() if "==" in line)
-if not os.environ.get("GPU"):
-    del extras["unsloth"]
-    ran = {}
+del extras["unsloth"]
 pins = {pin for group in [project["dependencies"], *extras.values()] for pin in group}
-names = {pin: pin.partition("==")[0].partition("[")[0] for pin in pins if not pin.startswith("llama-cpp-python")}
-# On a card, the versions that ran on one come before those of the stages.
-print(*sorted(name + "==" + ran[name] if name in ran else pin for pin, name in names.items()), sep="\n")
+print(*sorted(pin for pin in pins if not pin.startswith("llama-cpp-python")), sep="\n")
 ' >"$wanted"
-constraints=constraints${GPU:+-gpu}.txt
-[ -z "${LOCK:-}" ] || constraints=/dev/null
+    constraints=constraints.txt
+    [ -z "${LOCK:-}" ] || constraints=/dev/null
+fi
 pip install "$(grep '^pip==' "$wanted")"
-[ -z "${TORCH_INDEX:-}" ] || pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' "$wanted")"
-pip install -r "$wanted" -c "$constraints"
+if [ -n "${TORCH_INDEX:-}" ]; then
+    mapfile -t torch < <(grep -E '^torch(vision)?==' "$wanted")
+    pip install --no-deps --index-url "$TORCH_INDEX" "${torch[@]}"
+fi
+if [ -n "${GPU:-}" ]; then
+    pip install -c "$constraints" "$(grep '^torch==' "$wanted")" # and the CUDA libraries that it names
+    pip install --no-deps -r "$wanted"
+else
+    pip install -r "$wanted" -c "$constraints"
+fi
 
 # --- llama.cpp: the runtime, its converter and its gguf library, all from the source package of llama-cpp-python.
 

@@ -43,7 +43,7 @@ PARAMETERS: dict[tuple[str, ...], str] = {
         train.bnb_4bit_quant_type train.bnb_4bit_use_double_quant train.dtype train.max_length train.max_steps
         train.per_device_train_batch_size train.gradient_accumulation_steps train.gradient_checkpointing
         train.learning_rate train.lr_scheduler_type train.warmup_steps train.weight_decay train.max_grad_norm
-        train.optim train.offload_embedding""",
+        train.optim train.offload_embedding train.save_steps""",
     ("quantize", "baseline"): "quantize.quant_type",
     ("evaluate", "baseline"): "evaluate.protocols evaluate.n_ctx evaluate.max_new_tokens",
     ("reference",): "reference.enabled reference.protocols reference.n_ctx reference.max_new_tokens",

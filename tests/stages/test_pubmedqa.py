@@ -9,8 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.lm_eval_agreement import disagreements, harness, ours, questions_of
 from pipeline.baseline import text_baselines
 from pipeline.format import SPLITS
 from pipeline.measures import read_predictions
@@ -97,3 +99,14 @@ def test_a_prediction_for_every_test_question(project: Path, stage: str, name: s
     for protocol, rows in tables.items():
         assert len(rows) == read(project / "metrics" / f"{stage}.json")[protocol]["questions"] == 500
         assert {row.pmid: row.label for row in rows} == read(MIRROR / "test_ground_truth.json")
+
+
+@pytest.mark.parametrize("questions", [40, pytest.param(500, marks=pytest.mark.slow)])
+def test_protocol_lm_eval_answers_as_the_harness_does(project: Path, tmp_path: Path, questions: int):
+    """lm-evaluation-harness itself on the merged model, ours on the same weights as a 16-bit GGUF."""
+    records = questions_of(project / "data" / "raw")[:questions]
+    model = project / "models" / "merged"
+    theirs, own = harness(model, records, tmp_path), ours(model, records, tmp_path)
+    assert len(theirs) == questions
+    assert np.array(own) == pytest.approx(np.array(theirs), abs=0.05)  # llama.cpp keeps keys and values at 16 bits
+    assert disagreements(theirs, own, margin=1e-2) == 0

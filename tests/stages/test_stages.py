@@ -118,7 +118,14 @@ def test_every_stage_of_the_pipeline_has_help(micro: Path):
         ("train", {"first_loss", "last_loss", "validation_loss"}),
         (
             "train_resources",
-            {"peak_vram_allocated_mib", "peak_vram_reserved_mib", "peak_rss_mib", "seconds", "tokens_per_second"},
+            {
+                "peak_vram_allocated_mib",
+                "peak_vram_reserved_mib",
+                "peak_rss_mib",
+                "resumed_after_step",
+                "seconds",
+                "tokens_per_second",
+            },
         ),
         ("merge_resources", {"seconds", "peak_rss_mib"}),
         ("quantize_resources", {"seconds", "peak_rss_mib"}),
@@ -410,6 +417,22 @@ def test_another_quantization(wide: Path, tmp_path: Path, quant_type: str, file_
     values, types = read_gguf(tmp_path / "other.gguf")
     assert values["general.file_type"] == file_type
     assert set(types.values()) == {quant_type}
+
+
+@pytest.mark.parametrize(("model", "tolerance"), [("wide", 5e-3), ("shipped", 0.2)])
+def test_the_size_of_a_batch_hardly_changes_a_score(
+    micro: Path, wide: Path, monkeypatch: pytest.MonkeyPatch, model: str, tolerance: float
+):
+    """llama.cpp's kernels round otherwise for other sizes, so N_UBATCH is fixed and told in metrics/evaluate.json."""
+    path = wide if model == "wide" else micro / "models" / "medical-reasoner.gguf"
+    rows = rows_of(micro / "data" / "formatted" / "test.jsonl")[:10]
+    scores: list[list[float]] = []
+    for size in (scoring.N_UBATCH, 64, 7):
+        monkeypatch.setattr(scoring, "N_UBATCH", size)
+        with Scorer(path, 2048) as scorer:
+            scores.append([p for row in rows for p in scorer.score(*scorer.chat(row["prompt"]))[0].values()])
+    assert scores[1] == pytest.approx(scores[0], abs=tolerance)
+    assert scores[2] == pytest.approx(scores[0], abs=tolerance)
 
 
 @pytest.fixture

@@ -73,6 +73,29 @@ def test_setup_without_a_compiler(tmp_path: Path) -> None:
     assert "no working C and C++ compiler" in refusal(tmp_path, CXX="no-such-compiler")
 
 
+def test_setup_with_a_static_libstdcxx_alone(tmp_path: Path) -> None:
+    """A compiler that would give llama.cpp a libstdc++ of its own gives way to the system's; alone, it is refused."""
+    (tmp_path / "libstdc++.a").touch()
+    static = tmp_path / "g++"
+    static.write_text(
+        f"""#!/bin/sh
+case $1 in
+-print-file-name=*.a) echo {tmp_path}/libstdc++.a ;;
+-print-file-name=*) echo libstdc++.so ;;
+*) exec /usr/bin/c++ "$@" ;;
+esac
+"""
+    )
+    static.chmod(0o755)
+    (tmp_path / "df").write_text("#!/bin/sh\necho header\necho tmpfs 9000000 7000000 2000000 78% /\n")
+    (tmp_path / "df").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    said = f"setup: {static} has no shared libstdc++: {shutil.which('c++')} compiles in its place\n"
+    assert "13 GB of free disk" in refusal(tmp_path, said, PATH=path, CXX=str(static))
+    (tmp_path / "c++").symlink_to(static)
+    assert "has no shared libstdc++, and with a static one" in refusal(tmp_path, PATH=path, CXX=str(static))
+
+
 def test_setup_without_disk(tmp_path: Path) -> None:
     df = tmp_path / "df"
     df.write_text("#!/bin/sh\necho header\necho tmpfs 9000000 7000000 2000000 78% /\n")
@@ -83,15 +106,15 @@ def test_setup_without_disk(tmp_path: Path) -> None:
     assert "4 GB of free disk" in refusal(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", TORCH_INDEX="x/cpu")
 
 
-def refusal(tmp_path: Path, **variables: str) -> str:
-    """The one sentence of a set-up that refuses, in a copy of the project, having made nothing."""
+def refusal(tmp_path: Path, said: str = "", **variables: str) -> str:
+    """The one sentence of a set-up that refuses, in a copy of the project, having said `said` and made nothing."""
     project = tmp_path / "project"
     shutil.copytree(ROOT / "setup", project / "setup", dirs_exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "GPU", "PYTHON", "TORCH_INDEX"}}
     command = [project / "setup" / "install.sh"]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stdout == ""
+    assert done.stdout == said
     assert len(done.stderr.splitlines()) == 1
     assert not (project / ".venv").exists()
     return done.stderr
@@ -114,8 +137,10 @@ def test_setup_on_a_card_checks_it_before_any_download(tmp_path: Path, card: str
     assert CARDS[card] in message
 
 
-def test_constraints_gpu_covers_the_stages() -> None:
-    pins = {pin for stage in ("train", "quantize", "evaluate") for pin in PROJECT["optional-dependencies"][stage]}
-    assert {"unsloth", "xformers", *(pin.partition("==")[0] for pin in pins)} <= constraints(
-        "constraints-gpu.txt"
-    ).keys()
+def test_constraints_gpu_covers_what_a_card_runs() -> None:
+    """The stages, an S3 remote and what compiles llama.cpp: the set is installed as it is, and nothing beside it."""
+    extras = PROJECT["optional-dependencies"]
+    groups = [extras[name] for name in extras.keys() - {"server", "test", "dev"}]
+    pins = {pin for group in [PROJECT["dependencies"], *groups] for pin in group}
+    names = {canonicalize_name(Requirement(pin).name) for pin in pins}
+    assert {"pytest", "xformers", *names} - constraints("constraints-gpu.txt").keys() == set()

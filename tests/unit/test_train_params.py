@@ -37,6 +37,7 @@ def test_every_parameter_is_required(name: str):
         ("dtype", "int8"),
         ("max_length", 0),
         ("max_steps", 60.0),
+        ("save_steps", 0),
         ("per_device_train_batch_size", 0),
         ("gradient_accumulation_steps", 0),
         ("gradient_checkpointing", "unsloth"),
@@ -87,7 +88,8 @@ def test_a_loss_that_is_no_number(loss: float):
 
 
 def test_throughput_leaves_the_warm_up_out():
-    steps = [(1, 100.0, 1000), (2, 110.0, 2000), (3, 112.0, 3000), (4, 114.0, 4000)]
+    seconds, tokens = (9.0, 10.0, 2.0, 2.0), (1000, 2000, 3000, 4000)
+    steps = [{"seconds": s, "num_input_tokens_seen": n} for s, n in zip(seconds, tokens, strict=True)]
     assert throughput(steps, 0) == pytest.approx(3000 / 14)
     assert throughput(steps, 1) == pytest.approx(2000 / 4)
     assert throughput(steps, 9) == 0.0
