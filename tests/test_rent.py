@@ -166,9 +166,9 @@ def test_a_machine_that_is_lost_after_training_costs_no_second_training(origin: 
 def test_the_page_says_what_was_measured() -> None:
     page = (ROOT / "docs/rent-a-t4.md").read_text()
     measured = {key: row["value"] for key, row in json.loads((ROOT / "benchmarks/results.json").read_text()).items()}
-    for stage in ("train", "merge", "quantize"):
+    for stage in ("train", "merge", "quantize", "evaluate", "baseline", "report"):
         seconds, disk = (measured[f"rehearsal.{stage}.{figure}"] for figure in ("wall_s", "disk_gb"))
-        assert re.search(rf"^\| {stage}[^|]*\| {seconds} \| {disk} \|$", page, re.MULTILINE)
+        assert re.search(rf"^\| {stage}\b[^|]*\| {seconds} \| {disk} \|$", page, re.MULTILINE)
     setup, pipeline = (measured[key] for key in ("setup.wall_s", "repro.tiny.wall_s"))
     assert f"set-up {setup:.0f} s, the pipeline {pipeline:.0f} s" in page
     assert not re.search(r"[$€£] ?\d|\d ?(USD|EUR|dollars)", page)  # prices change by the day
