@@ -55,6 +55,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         header, *lines = csv.reader(path.read_text(encoding="utf-8").splitlines() or [""])
     except FileNotFoundError:
         raise Fail(f"{path} is missing; run `dvc repro`") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Fail(f"{path} is no table of UTF-8 text ({error}); run `dvc repro`") from None
     if header != COLUMNS or not lines:
         raise Fail(f"{path} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
     rows: dict[str, Prediction] = {}

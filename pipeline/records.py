@@ -10,6 +10,7 @@ from pipeline.stage import Fail, writing
 
 Record = dict[str, Any]  # one PubMedQA question: QUESTION, CONTEXTS, LABELS, final_decision, LONG_ANSWER, ...
 Message = dict[str, str]  # role and content
+ABSURD = "a number of thousands of digits, or brackets a thousand deep; correct the file"
 
 
 def read_json(path: Path) -> Any:
@@ -30,6 +31,8 @@ def read_json(path: Path) -> Any:
         raise Fail(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
+    except (ValueError, RecursionError):
+        raise Fail(f"{path}: {ABSURD}") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -46,9 +49,37 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             row: Any = json.loads(line)
         except json.JSONDecodeError as error:
             raise Fail(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+        except (ValueError, RecursionError):
+            raise Fail(f"{path}, line {number}: {ABSURD}") from None
         if not isinstance(row, dict):
             raise Fail(f"{path}, line {number}: not a JSON object")
         rows.append(row)
+    return rows
+
+
+def is_text(value: Any) -> bool:
+    """Whether the value is a string that can be written as UTF-8: JSON's \\ud800 alone is half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def read_examples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `format` writes: pmid, label, prompt and completion; raises `Fail` with file and line."""
+
+    def turns(value: Any) -> bool:
+        return (
+            isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and is_turn(turn) for turn in value)
+        )
+
+    def is_turn(turn: Any) -> bool:
+        return turn.keys() == {"role", "content"} and is_text(turn["role"]) and is_text(turn["content"])
+
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        named = is_text(row.get("pmid")) and row.get("label") in ("yes", "no", "maybe")
+        if not (named and turns(row.get("prompt")) and turns(row.get("completion"))):
+            raise Fail(f"{path}, line {number}: not an example as `format` writes it; run `dvc repro format`")
+    if not rows:
+        raise Fail(f"{path} holds no example; run `dvc repro format`")
     return rows
 
 
