@@ -151,7 +151,7 @@ def artificial_records(params: Artificial) -> dict[str, Record]:
     name = f"pqa_artificial/{params.file.name}"
     try:
         path = hf_hub_download(params.repo_id, name, repo_type="dataset", revision=params.revision)
-    except (HTTPError, OSError) as error:  # the hub's own errors are these too
+    except (HTTPError, OSError, ValueError) as error:  # as in pipeline/weights.py
         raise Fail(
             f"{name} of {params.repo_id} at {params.revision} could not be fetched from the hub "
             f"({type(error).__name__}); check the network and params.yaml's download.pqa_artificial"

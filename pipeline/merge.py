@@ -29,7 +29,8 @@ def check_adapter(adapter: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or config.get("fan_in_fan_out"):
         raise Fail(f"{adapter}/adapter_config.json is not that of a LoRA as `train` writes it; run `dvc repro train`")
     for name in ("r", "lora_alpha"):
-        if type(value := config.get(name)) not in (int, float) or not 0 < value < 1e6:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
             raise Fail(f"{adapter}/adapter_config.json: {name} is no number above 0; run `dvc repro train`")
     if not isinstance(identity, dict) or identity.get("files") != manifest["files"]:
         raise Fail(f"{adapter} was trained on other weights than models/base names; run `dvc repro train`")

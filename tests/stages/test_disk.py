@@ -21,7 +21,7 @@ else
     fallocate -l $(( ($(df --output=avail -k . | tail -1) - FREE) * 1024 )) "$DISK/filler"
 fi
 set +e
-PYTHONDONTWRITEBYTECODE=1 $COMMAND
+PYTHONDONTWRITEBYTECODE=1 $COMMAND > /dev/null
 status=$?
 find data models metrics .checkpoints -name '*.partial' 2> /dev/null | sed 's/^/left over: /'
 list | xargs sha256sum | cmp - /dev/shm/before.$$
