@@ -258,7 +258,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "tried": len(tries),
             "survived": sum(row["survived"] for row in tries),
             # A sentence without the names of temporary directories, and short enough for a table.
-            "seen": re.sub(r"/(tmp|dev)/\S*/", "", next((row["seen"] for row in tries if row["seen"]), ""))[:160],
+            "seen": re.sub(r"/tmp/(\S*/|\S+)", "", next((row["seen"] for row in tries if row["seen"]), ""))[:160],
             "command": command,
         }
         for (fault, command), tries in groups.items()
