@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from benchmarks.record import HERE
+from benchmarks.record import FAULTS, HERE, record
 from pipeline.stage import remove
 
 ROOT = HERE.parent
 LOG = HERE / "logs" / "faults.log"
 STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "baseline", "report")
 VICTIMS = ("stage", "group", "dvc")
+VICTIM_NAMES = {"stage": "the stage", "group": "DVC and the stage", "dvc": "DVC alone"}
 VOLATILE = "_resources.json"  # seconds and memory: another every time
 TRIES = 4  # runs of `dvc repro` that may fail after a kill, before it counts as lost
 
@@ -224,15 +225,72 @@ def run_kills(number: int, seed: int, log: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+TESTS = ("tests/unit/test_bad_inputs.py", "tests/unit/test_download.py", "tests/unit/test_weights.py")
+SLOW_TESTS = ("tests/stages/test_disk.py", "tests/stages/test_offline.py", "tests/stages/test_resume.py")
+
+
+def run_tests(paths: tuple[str, ...], cases: int, log: list[str]) -> list[dict[str, Any]]:
+    """Run tests that count their tries (tests/conftest.py: tried) with `cases` generated cases each; a row a try."""
+    with tempfile.TemporaryDirectory() as temporary:
+        tally = Path(temporary, "tally.jsonl")
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-m", "not gpu", *paths]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"TALLY": str(tally), "BAD_INPUTS": str(cases)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        log += [f"$ {' '.join(['pytest', *command[3:]])}", *done.stdout.splitlines()[-30:]]
+        print(log[-1], flush=True)
+        return [json.loads(line) for line in tally.read_text(encoding="utf-8").splitlines()]
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a fault: the number of its tries, of those survived, what the user saw last, and the command."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["fault"], row["command"]), []).append(row)
+    return [
+        {
+            "fault": fault,
+            "tried": len(tries),
+            "survived": sum(row["survived"] for row in tries),
+            # A sentence without the names of temporary directories, and short enough for a table.
+            "seen": re.sub(r"/tmp/(\S*/|\S+)", "", next((row["seen"] for row in tries if row["seen"]), ""))[:160],
+            "command": command,
+        }
+        for (fault, command), tries in groups.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=72)
+    parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--cases", type=int, default=200, help="generated cases of each kind of bad input")
     options = parser.parse_args()
     log: list[str] = []
-    rows = run_kills(options.kills, options.seed, log)
-    survived = sum(row["survived"] for row in rows)
-    print(f"{survived} of {len(rows)} kills survived", Counter(row["stage"] for row in rows))
+    command = f"python -m benchmarks.faults --kills {options.kills} --seed {options.seed} --cases {options.cases}"
+    rows: list[dict[str, Any]] = []
+    for kill in run_kills(options.kills, options.seed, log):
+        fault = f"SIGKILL of {VICTIM_NAMES[kill['whom']]} in {kill['stage']}, aimed at a {kill['point']}"
+        seen = (kill["said"] or ["the next `dvc repro` ends the same"])[-1]
+        rows.append({"kind": "kills", "fault": fault, "survived": kill["survived"], "seen": seen, "command": command})
+    for paths in (TESTS, SLOW_TESTS):
+        for path in paths:
+            found = run_tests((path,), options.cases, log)
+            rows += [row | {"command": f"pytest -m 'not gpu' {path}"} for row in found]
+    LOG.write_text("\n".join(log) + "\n", encoding="utf-8")
+    FAULTS.write_text(json.dumps(summary(rows), indent=2) + "\n", encoding="utf-8")
+    figures: dict[str, tuple[float, str]] = {}
+    for kind, word in (("kills", "survived"), ("bad_inputs", "refused_cleanly"), ("downloads", "survived")):
+        tries = [row for row in rows if row["kind"] == kind]
+        figures[f"faults.{kind}"] = (len(tries), "")
+        figures[f"faults.{kind}_{word}"] = (sum(row["survived"] for row in tries), "")
+    record(figures, command, LOG)
+    print(figures)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "results.json", HERE / "RESULTS.md"
+RESULTS, TABLE, FAULTS = HERE / "results.json", HERE / "RESULTS.md", HERE / "faults.json"
 README = HERE.parent / "README.md"
 MARKERS = ("<!-- results: written by benchmarks/record.py -->", "<!-- end of results -->")
 CARD_MARKERS = ("<!-- card: written by benchmarks/record.py -->", "<!-- end of card -->")
@@ -74,6 +74,12 @@ def table() -> str:
         log = f"[log]({Path(row['log']).relative_to(HERE.name)})"
         cells = (f"`{key}`", f"{row['value']} {row['unit']}".strip(), row["hardware"], row["commit"], row["date"])
         lines.append(f"| {' | '.join([*cells, '`' + row['command'] + '`', log])} |")
+    if FAULTS.exists():  # benchmarks/faults.py writes it
+        lines += ["", "## Faults", "", "| fault | tried | survived | what the user saw | command |"]
+        lines.append("| --- | --: | --: | --- | --- |")
+        for row in json.loads(FAULTS.read_text(encoding="utf-8")):
+            cells = (row["fault"], row["tried"], row["survived"], row["seen"], f"`{row['command']}`")
+            lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 

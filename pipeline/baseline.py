@@ -12,7 +12,7 @@ from pipeline.gguf import build
 from pipeline.measures import COLUMNS, summary
 from pipeline.predict import Params, predict
 from pipeline.prompt import INSTRUCTION, LABELS
-from pipeline.records import read_json, read_jsonl, write_csv, write_json
+from pipeline.records import read_examples, read_json, write_csv, write_json
 from pipeline.stage import Usage, run, scratch
 from pipeline.weights import MANIFEST, load_directory
 
@@ -27,8 +27,8 @@ def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
     from sklearn.pipeline import make_pipeline
 
     # In the order of their PMIDs: the folds, and so C, must not depend on what was drawn for validation.
-    fitting = sorted((row for path in train for row in read_jsonl(path)), key=lambda row: row["pmid"])
-    asked = read_jsonl(test)
+    fitting = sorted((row for path in train for row in read_examples(path)), key=lambda row: row["pmid"])
+    asked = read_examples(test)
     texts, questions = (
         [row["prompt"][-1]["content"].removesuffix(INSTRUCTION) for row in rows] for rows in (fitting, asked)
     )

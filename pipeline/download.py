@@ -19,6 +19,7 @@ from pipeline.stage import Fail, Section, read_section, run, writing
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ATTEMPTS = 5
+TIMEOUT = 30.0  # seconds without a byte
 PUBMEDQA_SHA256 = "8b3276be8942ebbd77f3ddcda12c1749bf0e490045a736fd8438ee40cf37a41d"  # ori_pqal.json at 1cbae8e
 PUBMEDQA = {"name": "PubMedQA PQA-L", "dataset": "qiaojin/PubMedQA", "licence": "MIT"}
 
@@ -97,7 +98,7 @@ def download(url: str, target: Path) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         wait = 2.0 ** (attempt - 1)
         try:
-            with requests.get(url, stream=True, timeout=30) as response:
+            with requests.get(url, stream=True, timeout=TIMEOUT) as response:
                 if response.status_code == 429 or response.status_code >= 500:
                     wait = retry_after(response.headers.get("Retry-After"), wait)
                     problem = f"HTTP {response.status_code}"
@@ -123,7 +124,8 @@ def retry_after(header: str | None, otherwise: float) -> float:
 
 def save(response: Any, target: Path) -> None:
     """Write a response's body; raises ConnectionError if it is shorter than its Content-Length."""
-    expected = int(response.headers.get("Content-Length", 0))
+    length = response.headers.get("Content-Length", "")
+    expected = int(length) if length.isdecimal() else 0
     written = 0
     with (
         target.open("wb") as file,
@@ -149,7 +151,7 @@ def artificial_records(params: Artificial) -> dict[str, Record]:
     name = f"pqa_artificial/{params.file.name}"
     try:
         path = hf_hub_download(params.repo_id, name, repo_type="dataset", revision=params.revision)
-    except (HTTPError, OSError) as error:  # the hub's own errors are these too
+    except (HTTPError, OSError, ValueError) as error:  # as in pipeline/weights.py
         raise Fail(
             f"{name} of {params.repo_id} at {params.revision} could not be fetched from the hub "
             f"({type(error).__name__}); check the network and params.yaml's download.pqa_artificial"

@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.prompt import LABELS, as_data, completion, lm_eval, prompt, question_only
-from pipeline.records import Record, read_json, write_csv, write_json, write_jsonl
+from pipeline.records import Record, is_text, read_json, write_csv, write_json, write_jsonl
 from pipeline.stage import Fail, Section, run
 
 SPLITS = ("train", "validation", "test")
@@ -39,11 +39,11 @@ def read_by_pmid(path: Path) -> dict[str, Any]:
 
 def problems(pmid: str, record: Any) -> list[str]:
     """What is wrong with a record, one short phrase each; empty if it can become an example."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not is_text(pmid):
         return [f"PMID {pmid}: not a record"]
     found: list[str] = []
     for field in ("QUESTION", "LONG_ANSWER"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
+        if not is_text(record.get(field)) or not record[field].strip():
             found.append(f"PMID {pmid}: {field} is missing or empty")
     contexts: Any = record.get("CONTEXTS")
     labels: Any = record.get("LABELS")
@@ -58,7 +58,7 @@ def problems(pmid: str, record: Any) -> list[str]:
 
 def is_texts(value: Any) -> bool:
     """Whether the value is a list of strings."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(is_text(item) for item in value)
 
 
 def check_records(records: dict[str, Record], truth: dict[str, str]) -> None:

@@ -61,7 +61,10 @@ def parse_predictions(text: str, name: str) -> Predictions:
 
     A header alone is an empty table: the table of a model that was not measured.
     """
-    header, *lines = csv.reader(text.splitlines() or [""])
+    try:
+        header, *lines = csv.reader(text.splitlines() or [""])
+    except csv.Error as error:
+        raise Fail(f"{name} is no table ({error}); run `dvc repro`") from None
     if header != COLUMNS:
         raise Fail(f"{name} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
     rows: dict[tuple[str, str], Prediction] = {}
@@ -85,6 +88,8 @@ def read_predictions(path: Path) -> Predictions:
         return parse_predictions(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise Fail(f"{path} is missing; run `dvc repro`") from None
+    except UnicodeDecodeError as error:
+        raise Fail(f"{path}, byte {error.start}: not valid UTF-8; run `dvc repro`") from None
 
 
 def cells(*columns: Sequence[str]) -> Counts:

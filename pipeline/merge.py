@@ -25,7 +25,14 @@ WORKERS = 4  # files at a time: each holds one tensor of the adapter's in float3
 def check_adapter(adapter: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The adapter's configuration; raises `Fail` if it is for another base, or more than a plain sum can merge."""
     config = read_json(adapter / "adapter_config.json")
-    if read_json(adapter / IDENTITY)["files"] != manifest["files"]:
+    identity = read_json(adapter / IDENTITY)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or config.get("fan_in_fan_out"):
+        raise Fail(f"{adapter}/adapter_config.json is not that of a LoRA as `train` writes it; run `dvc repro train`")
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise Fail(f"{adapter}/adapter_config.json: {name} is no number above 0; run `dvc repro train`")
+    if not isinstance(identity, dict) or identity.get("files") != manifest["files"]:
         raise Fail(f"{adapter} was trained on other weights than models/base names; run `dvc repro train`")
     for option in ("use_dora", "use_rslora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias"):
         if config.get(option):

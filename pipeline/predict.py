@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from pipeline.prompt import PROTOCOLS
-from pipeline.records import CHECKPOINTS, read_jsonl, run_key
+from pipeline.records import CHECKPOINTS, read_examples, run_key
 from pipeline.scoring import Choices, Scorer
 from pipeline.stage import Fail, Section
 
@@ -73,7 +73,8 @@ def journal(
 
 def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], dict[str, float]]:
     """A row of measures.COLUMNS for each protocol and question of `test`, asked of `gguf`; load time and speed."""
-    asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in read_jsonl(test)]
+    questions = read_examples(test, test=True)
+    asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in questions]
     start = time.perf_counter()
     with Scorer(gguf, params.n_ctx) as scorer, journal(params, [gguf, test], len(asked)) as (rows, keep):
         loaded = time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.gguf import SYSTEM_PROMPT, build
-from pipeline.records import read_json, read_jsonl, write_json
+from pipeline.records import read_examples, read_json, write_json
 from pipeline.stage import Section, Usage, run, writing
 from pipeline.weights import MANIFEST, check_whole
 
@@ -53,7 +53,7 @@ def main(merged: Path, source: Path, validation: Path, gguf: Path, resources: Pa
     manifest = read_json(merged / MANIFEST)
     check_whole([merged / file["name"] for file in manifest["files"]])
     about = metadata(manifest, read_json(source), params.quant_type)
-    about[SYSTEM_PROMPT] = read_jsonl(validation)[0]["prompt"][0]["content"]
+    about[SYSTEM_PROMPT] = read_examples(validation)[0]["prompt"][0]["content"]
     with writing(gguf) as partial:
         build(merged, partial, params.quant_type, about)
     write_json(resources, usage.figures())

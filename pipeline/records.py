@@ -16,6 +16,7 @@ from pipeline.stage import Fail, Section, writing
 Record = dict[str, Any]  # one PubMedQA question: QUESTION, CONTEXTS, LABELS, final_decision, LONG_ANSWER, ...
 Message = dict[str, str]  # role and content
 CHECKPOINTS = Path(".checkpoints")  # what a killed stage goes on from; no output: DVC would remove it before the run
+ABSURD = "a number of thousands of digits, or brackets a thousand deep; correct the file"
 
 
 def read_json(path: Path) -> Any:
@@ -36,6 +37,8 @@ def read_json(path: Path) -> Any:
         raise Fail(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
     except UnicodeDecodeError as error:
         raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
+    except (ValueError, RecursionError):
+        raise Fail(f"{path}: {ABSURD}") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -52,9 +55,41 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             row: Any = json.loads(line)
         except json.JSONDecodeError as error:
             raise Fail(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+        except (ValueError, RecursionError):
+            raise Fail(f"{path}, line {number}: {ABSURD}") from None
         if not isinstance(row, dict):
             raise Fail(f"{path}, line {number}: not a JSON object")
         rows.append(row)
+    return rows
+
+
+def is_text(value: Any) -> bool:
+    """Whether the value is a string that can be written as UTF-8: JSON's \\ud800 alone is half a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def read_examples(path: Path, test: bool = False) -> list[dict[str, Any]]:
+    """The rows of a file that `format` writes: pmid, label, prompt and completion; raises `Fail` with file and line.
+
+    A row of the `test` file holds the prompts of the other protocols, too.
+    """
+
+    def turns(value: Any) -> bool:
+        return (
+            isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and is_turn(turn) for turn in value)
+        )
+
+    def is_turn(turn: Any) -> bool:
+        return turn.keys() == {"role", "content"} and is_text(turn["role"]) and is_text(turn["content"])
+
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        named = is_text(row.get("pmid")) and row.get("label") in ("yes", "no", "maybe")
+        whole = not test or (is_text(row.get("lm_eval")) and turns(row.get("question_only")))
+        if not (named and whole and turns(row.get("prompt")) and turns(row.get("completion"))):
+            raise Fail(f"{path}, line {number}: not an example as `format` writes it; run `dvc repro format`")
+    if not rows:
+        raise Fail(f"{path} holds no example; run `dvc repro format`")
     return rows
 
 

@@ -20,6 +20,10 @@ from ruamel.yaml.error import YAMLError
 class Fail(Exception):  # noqa: N818  # read at the raise: it is the sentence that counts
     """A user's mistake or a missing input: one sentence that says what is wrong, where, and what to run next."""
 
+    def __str__(self) -> str:
+        # It can hold a key or a path of the user's, with a line's end or half a character in it.
+        return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in self.args[0])
+
 
 class Section(BaseModel):
     """One stage's section of params.yaml. No defaults: DVC cannot track a default that lives in code."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.records import CHECKPOINTS, read_json, read_jsonl, run_key, sha256, write_csv, write_json
+from pipeline.records import CHECKPOINTS, read_examples, read_json, run_key, sha256, write_csv, write_json
 from pipeline.stage import Fail, Section, Usage, remove, run, writing
 from pipeline.weights import IDENTITY, MANIFEST, load_directory
 
@@ -338,7 +338,7 @@ def main(
     """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG a row a step; RESOURCES."""
     params = Params.load("train")
     check_backend(params)
-    rows = {"train": read_jsonl(train), "validation": read_jsonl(validation)}
+    rows = {"train": read_examples(train), "validation": read_examples(validation)}
     usage = Usage()
     manifest = read_json(base / MANIFEST)
     directory = load_directory(base, manifest)

@@ -139,7 +139,7 @@ def hub_errors(repo_id: str, revision: str) -> Generator[None]:
         ) from None
     except RepositoryNotFoundError:
         raise Fail(f"base.repo_id: {repo_id} is not on the hub or is private; check it, or set HF_TOKEN") from None
-    except (HTTPError, OSError) as error:  # the hub's own errors are these too
+    except (HTTPError, OSError, ValueError) as error:  # the hub's own errors are these too; ValueError: no JSON or text
         raise Fail(
             f"{repo_id} at {revision} could not be fetched from the hub ({type(error).__name__}); "
             "check the network and base.revision, then run `dvc repro`"

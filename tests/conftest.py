@@ -1,9 +1,12 @@
 """A temporary copy of the project on the micro profile. Nothing here reads the committed params.yaml or dvc.lock."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,24 @@ def run_stage(directory: Path, stage: str, **changes: Any) -> subprocess.Complet
     if changes:
         set_params(directory, stage, **changes)
     return run_command(directory, stages(directory)[stage]["cmd"])
+
+
+@contextmanager
+def tried(kind: str, fault: str) -> Iterator[list[str]]:
+    """A try for the table of benchmarks/faults.py, which names a file in TALLY: survived if nothing is raised.
+
+    What the user saw may be appended to the list.
+    """
+    seen: list[str] = []
+    survived = False
+    try:
+        yield seen
+        survived = True
+    finally:
+        if path := os.environ.get("TALLY"):
+            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else ""}
+            with Path(path).open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture(scope="session")

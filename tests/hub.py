@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,6 +25,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     sent: int | None = None  # a truncated body: Content-Length says more
     reset: bool = False  # close the connection without a word
+    stall: float = 0.0  # seconds of silence after what was sent, before the connection is closed
+    ranges: str = "obeyed"  # or ignored (all of it, status 200) or shifted (other bytes than the header says)
 
 
 @dataclass
@@ -84,9 +86,10 @@ def serve() -> Iterator[Server]:
             if answer.reset:
                 self.close_connection = True
                 return
-            wanted = self.headers.get("Range", "") if answer.status == 200 else ""
+            wanted = self.headers.get("Range", "") if answer.status == 200 and answer.ranges != "ignored" else ""
             start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0)
-            body = answer.body[start:]
+            shift = 7 if wanted and answer.ranges == "shifted" else 0
+            body = answer.body[start - shift : len(answer.body) - shift]
             self.send_response(206 if wanted else answer.status)
             for name, value in {"Content-Length": str(len(body)), **answer.headers}.items():
                 self.send_header(name, value)
@@ -97,6 +100,8 @@ def serve() -> Iterator[Server]:
             if self.command == "GET":
                 self.wfile.write(body[: answer.sent])
             if answer.sent is not None:
+                self.wfile.flush()
+                Event().wait(answer.stall)  # tests replace time.sleep
                 self.close_connection = True
 
         do_HEAD = do_GET  # noqa: N815

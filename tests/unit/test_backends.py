@@ -50,9 +50,10 @@ def test_the_profiles_of_the_8b_model(profile: str):
 
 
 def test_steps_that_the_loss_scaling_leaves_out_are_counted():
-    recorder = step_recorder()
+    recorder, state = step_recorder(), SimpleNamespace(log_history=[])
+    recorder.on_train_begin(None, state, None)
     for step, skipped in enumerate([True, True, False], 1):
-        state = SimpleNamespace(global_step=step, num_input_tokens_seen=step)
-        recorder.on_step_end(None, state, None, optimizer=SimpleNamespace(step_was_skipped=skipped))
-    assert recorder.skipped == 2
-    assert [row[0] for row in recorder.rows] == [1, 2, 3]
+        state.log_history.append({"step": step})
+        recorder.on_log(None, state, None, optimizer=SimpleNamespace(step_was_skipped=skipped))
+    assert [(row["step"], row["skipped"]) for row in state.log_history] == [(1, True), (2, True), (3, False)]
+    assert all(row["seconds"] >= 0 and row["rss_mib"] > 0 for row in state.log_history)

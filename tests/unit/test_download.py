@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.download import ATTEMPTS, File, fetch, load_params, main, retry_after
 from pipeline.stage import Fail
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
 
 BODY = b"every byte of the file\n" * 5000
@@ -20,6 +20,9 @@ FILE = File(name="ori_pqal.json", sha256=hashlib.sha256(BODY).hexdigest())
 GOOD = Answer(200, BODY)
 TRUNCATED = Answer(200, BODY, sent=1000)
 RESET = Answer(reset=True)
+STALLED = Answer(200, BODY, sent=1000, stall=1.0)
+WHOLE = {"Content-Length": str(len(BODY))}
+MOVED = Answer(302, headers={"Location": "/elsewhere"})
 
 
 @pytest.fixture
@@ -45,15 +48,40 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         ([RESET, RESET, RESET, RESET, GOOD], [1, 2, 4, 8]),
         ([Answer(429, headers={"Retry-After": "7"}), Answer(429), GOOD], [7, 2]),
         ([Answer(429, headers={"Retry-After": "9999"}), GOOD], [60]),
+        ([STALLED, GOOD], [1]),
+        ([MOVED], []),
+        ([Answer(200, BODY, {"Content-Length": "many"}), GOOD], [1]),
+        ([Answer(200, BODY, {"Content-Encoding": "gzip"}), GOOD], [1]),
     ],
-    ids=["at once", "500 and 503", "truncated", "connection reset", "429", "429 for hours"],
+    ids=[
+        "at once",
+        "500 and 503",
+        "truncated",
+        "connection reset",
+        "429",
+        "429 for hours",
+        "stalled",
+        "redirect",
+        "a length that is no number",
+        "a compression that is none",
+    ],
 )
 def test_faults_that_pass(
-    server: Server, waits: list[float], tmp_path: Path, answers: list[Answer], waited: list[float]
+    server: Server,
+    waits: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    answers: list[Answer],
+    waited: list[float],
 ):
+    monkeypatch.setattr("pipeline.download.TIMEOUT", 0.5)
+    server.answers["/elsewhere"] = [GOOD]
     server.answers["/mirror/ori_pqal.json"] = answers.copy()
-    fetch(f"{server.url}/mirror/", FILE, tmp_path / "raw.json")
-    assert (tmp_path / "raw.json").read_bytes() == BODY
+    with tried("downloads", f"data: {request.node.callspec.id}, for a while") as seen:
+        fetch(f"{server.url}/mirror/", FILE, tmp_path / "raw.json")
+        assert (tmp_path / "raw.json").read_bytes() == BODY
+        seen.append("the right file")
     assert waits == waited
     assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
 
@@ -68,19 +96,54 @@ def test_faults_that_pass(
         (RESET, ATTEMPTS, f"in {ATTEMPTS} tries .*ConnectionError"),
         (Answer(200, BODY[:-1]), 1, f"ori_pqal.json from .* has sha256 .* expects {FILE.sha256}"),
         (Answer(200, b""), 1, "has sha256"),
+        (Answer(429, headers={"Retry-After": "1"}), ATTEMPTS, f"in {ATTEMPTS} tries .*HTTP 429"),
+        (STALLED, ATTEMPTS, f"in {ATTEMPTS} tries"),
+        (Answer(200, BODY, {"Content-Length": str(len(BODY) - 9)}), 1, "has sha256"),
+        (Answer(200, BODY, {"Content-Length": str(len(BODY) + 9)}, sent=len(BODY)), ATTEMPTS, f"in {ATTEMPTS} tries"),
+        (Answer(302, headers={"Location": "/ori_pqal.json"}), 31 * ATTEMPTS, "TooManyRedirects"),
+        (Answer(302, headers={"Location": "ftp://elsewhere"}), ATTEMPTS, "InvalidSchema"),
+        (Answer(206, BODY[7:], {"Content-Range": f"bytes 0-9/{len(BODY)}"}), 1, "HTTP 206"),
+        (Answer(200, BODY[::-1]), 1, "has sha256"),
     ],
-    ids=["404", "403", "500", "truncated", "reset", "wrong sha256", "empty"],
+    ids=[
+        "404",
+        "403",
+        "500",
+        "truncated",
+        "reset",
+        "wrong sha256",
+        "empty",
+        "429",
+        "stalled",
+        "a length too short",
+        "a length too long",
+        "redirected in a circle",
+        "redirected to no web server",
+        "a part that nobody asked for",
+        "wrong bytes",
+    ],
 )
 @pytest.mark.usefixtures("waits")
-def test_faults_that_stay(server: Server, tmp_path: Path, answer: Answer, tries: int, problem: str):
+def test_faults_that_stay(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    answer: Answer,
+    tries: int,
+    problem: str,
+):
+    monkeypatch.setattr("pipeline.download.TIMEOUT", 0.2)
     server.answers["/ori_pqal.json"] = [answer]
     target = tmp_path / "raw.json"
     target.write_text("old")
-    with pytest.raises(Fail, match=problem) as failure:
-        fetch(server.url, FILE, target)
-    assert "\n" not in str(failure.value)
-    assert server.count("/ori_pqal.json") == tries
-    assert target.read_text() == "old"
+    with tried("downloads", f"data: {request.node.callspec.id}, always") as seen:
+        with pytest.raises(Fail, match=problem) as failure:
+            fetch(server.url, FILE, target)
+        assert "\n" not in str(failure.value)
+        assert server.count("/ori_pqal.json") == tries
+        assert target.read_text() == "old"
+        seen.append(str(failure.value).replace(server.url, "http://mirror"))
     assert list(tmp_path.iterdir()) == [target]
 
 
