@@ -32,6 +32,14 @@ check: .venv/ready  ## check format, lint, types, and that the pages of figures 
 plots: .venv/ready  ## draw the plots into a page that needs no network
 	.venv/bin/python -m pipeline.plots
 
+push: .venv/ready  ## push the run to your own remote (docs/remotes.md)
+	@[ "$$(dvc config core.remote)" != release ] || { echo "push: the default remote is .dvc/release, which git holds for" \
+		"the embedded default; set yours: .venv/bin/dvc remote add --default --local NAME URL" >&2; exit 1; }
+	.venv/bin/dvc push
+
+release-run: .venv/ready  ## keep the run in dvc.lock in git, for `dvc pull` on a fresh clone
+	.venv/bin/python -m pipeline.remote
+
 rehearsal: .venv/ready  ## run PROFILE on random weights: its VRAM, disk and time, before the real download
 	.venv/bin/python -m benchmarks.rehearsal --profile profiles/$(or $(PROFILE),llama3-8b-t4).yaml \
 		$(addprefix --tokenizer ,$(TOKENIZER)) $(addprefix --pubmedqa ,$(PUBMEDQA)) $(ARGS)
@@ -58,4 +66,4 @@ constraints:  ## choose package versions anew, in a fresh .venv, and write const
 .venv/ready: pyproject.toml constraints.txt $(wildcard setup/*)
 	@setup/install.sh
 
-.PHONY: help repro test check plots rehearsal first-run lock gate comment setup constraints
+.PHONY: help repro test check plots push release-run rehearsal first-run lock gate comment setup constraints

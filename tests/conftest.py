@@ -84,6 +84,24 @@ def tried(kind: str, fault: str) -> Iterator[list[str]]:
                 file.write(json.dumps(row) + "\n")
 
 
+def output_of(directory: Path, command: str, **environment: str) -> str:
+    """What a shell command that has to succeed prints."""
+    done = run_command(directory, command, **environment)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def repro(directory: Path, *arguments: str, **environment: str) -> list[str]:
+    """The stages that `dvc repro` ran, as its output tells: its exit status says nothing about that."""
+    return stages_named(output_of(directory, " ".join(["python3 -m dvc repro", *arguments]), **environment))
+
+
+def stages_named(output: str) -> list[str]:
+    """The stages that an output of `dvc repro` says are run."""
+    lines = [line for line in output.splitlines() if line.startswith("Running stage '")]
+    return [line.split("'")[1] for line in lines]
+
+
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it."""
@@ -99,3 +117,13 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(micro: Path, tmp_path: Path) -> Path:
     """A copy of `micro` to change."""
     return Path(shutil.copytree(micro, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which `dvc repro` has run once: every stage, in order."""
+    directory = copy_project(tmp_path_factory.mktemp("reproduced") / "elsewhere")
+    shutil.copyfile(ROOT / ".gitignore", directory / ".gitignore")
+    subprocess.run(["git", "init", "--quiet"], cwd=directory, check=True)
+    assert sorted(repro(directory)) == sorted(stages(directory))
+    return directory

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, copy_project, run_command, stages, yaml
+from conftest import ROOT, repro, run_command, stages, stages_named, yaml
 from ruamel.yaml import YAML
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -65,6 +64,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "embedded/tokenizer.py": ("download", "base"),
     "embedded/trials.py": ("download", "base"),
     "comment.py": (),
+    "experiments.py": (),
     "gate.py": (),
     "gguf.py": ("quantize", "reference", "baseline", "report"),
     "lock.py": (),
@@ -74,6 +74,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "plots.py": (),
     "prompt.py": ("format", "evaluate", "reference", "baseline", "report"),
     "release.py": ("report",),
+    "remote.py": (),
     "scoring.py": ("evaluate", "reference", "baseline"),
     "summary.py": (),
     "weights.py": ("base", "train", "merge", "quantize", "reference", "baseline", "report"),
@@ -139,19 +140,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 # Running DVC, and editing the project
-
-
-def repro(directory: Path, *arguments: str) -> list[str]:
-    """The stages that `dvc repro` ran, as its output tells: its exit status says nothing about that."""
-    done = run_command(directory, " ".join(["python3 -m dvc repro", *arguments]))
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return stages_named(done.stdout)
-
-
-def stages_named(output: str) -> list[str]:
-    """The stages that an output of `dvc repro` says are run."""
-    lines = [line for line in output.splitlines() if line.startswith("Running stage '")]
-    return [line.split("'")[1] for line in lines]
 
 
 def would_run(directory: Path) -> list[str]:
@@ -232,16 +220,6 @@ def move_pin(directory: Path, extra: str) -> None:
     start = text.index(f"\n{extra} = [")
     old = tomllib.loads(text)["project"]["optional-dependencies"][extra][0]
     path.write_text(text[:start] + text[start:].replace(old, f"{old}.1", 1))
-
-
-@pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `dvc repro` has run once: every stage, in order."""
-    directory = copy_project(tmp_path_factory.mktemp("reproduced") / "elsewhere")
-    shutil.copyfile(ROOT / ".gitignore", directory / ".gitignore")
-    subprocess.run(["git", "init", "--quiet"], cwd=directory, check=True)
-    assert sorted(repro(directory)) == sorted(ALL)
-    return directory
 
 
 @pytest.fixture
