@@ -4,11 +4,13 @@
 #   make setup GPU=1                    for the CUDA card that is here
 #   make rehearsal TOKENIZER=dir        with Llama 3's tokenizer from that directory
 #   make test ARGS='-m slow -x'         arguments for pytest
+#   make test WORKERS=1                 one test after the other; two at a time by default
 #   make gate MAIN=main                 against another branch than origin/main; so does make comment
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON TORCH_INDEX GPU
 MAIN ?= origin/main
+WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Waiting OpenMP threads sleep: on a busy machine, spinning ones slow a training step several times.
 export OMP_WAIT_POLICY := PASSIVE
@@ -21,7 +23,7 @@ repro: .venv/ready  ## run the pipeline, then show its result
 	.venv/bin/python -m pipeline.summary
 
 test: .venv/ready  ## run the tests
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
 
 check: .venv/ready  ## check format, lint, types, and that the pages of figures are not stale
 	.venv/bin/ruff format --check

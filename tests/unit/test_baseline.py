@@ -16,7 +16,12 @@ def write(path: Path, labels: dict[str, int], words: dict[str, str] = WORDS, fir
     write_jsonl(
         path,
         (
-            {"pmid": str(first + i), "label": label, "prompt": [{"content": f"{words[label]}\n\n{INSTRUCTION}"}]}
+            {
+                "pmid": str(first + i),
+                "label": label,
+                "prompt": [{"role": "user", "content": f"{words[label]}\n\n{INSTRUCTION}"}],
+                "completion": [{"role": "assistant", "content": label}],
+            }
             for i, label in enumerate(decided)
         ),
     )

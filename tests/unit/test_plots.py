@@ -66,6 +66,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    shutil.copyfile(ROOT / "profiles/micro.yaml", "params.yaml")  # dvc.yaml's artifact names parameters
     shutil.copyfile(ROOT / ".dvc/config", ".dvc/config")
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], check=True)
     shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))
