@@ -242,7 +242,7 @@ def draw(pictures: dict[str, dict[str, Any]], directory: Path) -> None:
 
 
 def png(picture: dict[str, Any]) -> bytes:
-    """The picture as a PNG of one and a half times its size in pixels, for pages that show no SVG."""
+    """The picture as a PNG of 1.25 times its size in pixels, for pages that show no SVG."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(picture, vl_version=VEGA_LITE, scale=1.5)
+    return vl_convert.vegalite_to_png(picture, vl_version=VEGA_LITE, scale=1.25)
