@@ -137,13 +137,21 @@ def share(field: str, title: str, **more: Any) -> dict[str, Any]:
     return {"field": field, "type": "quantitative", "scale": scale, "axis": {"format": ".0%"}, "title": title, **more}
 
 
+def diagonal(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
+    """A layer with a dashed line on which both axes agree."""
+    return {
+        "data": {"values": [{"share": 0}, {"share": 1}]},
+        "mark": {"type": "line", "strokeDash": [5, 4], "color": "#999"},
+        "encoding": {"x": share("share", x["title"]), "y": share("share", y["title"])},
+    }
+
+
 def reliability_picture(bins: dict[str, list[Bin]], note: str) -> dict[str, Any]:
     """How sure against how often right, a point a bin, its size the number of questions."""
     values = [{"model": NAMES[model], **b._asdict()} for model, found in bins.items() for b in found]
     x, y = share("confidence", "probability of the decision (mean of a bin)"), share("accuracy", "right")
     size = {"field": "questions", "type": "quantitative", "scale": {"range": [20, 500]}, "legend": None}
     colour = shade(list(bins))
-    ideal = {"x": share("share", x["title"]), "y": share("share", y["title"])}
     return {
         **STYLE,
         "title": {
@@ -153,11 +161,7 @@ def reliability_picture(bins: dict[str, list[Bin]], note: str) -> dict[str, Any]
         "width": 420,
         "height": 320,
         "layer": [
-            {
-                "data": {"values": [{"share": 0}, {"share": 1}]},
-                "mark": {"type": "line", "strokeDash": [5, 4], "color": "#999"},
-                "encoding": ideal,
-            },
+            diagonal(x, y),
             {"data": {"values": values}, "mark": "line", "encoding": {"x": x, "y": y, "color": colour}},
             {
                 "data": {"values": values},
@@ -216,11 +220,7 @@ def right_label_picture(base: list[Prediction], tuned: list[Prediction], note: s
         "width": 380,
         "height": 380,
         "layer": [
-            {
-                "data": {"values": [{"base": 0, "tuned": 0}, {"base": 1, "tuned": 1}]},
-                "mark": {"type": "line", "strokeDash": [5, 4], "color": "#999"},
-                "encoding": {"x": x, "y": y},
-            },
+            diagonal(x, y),
             {
                 "data": {"values": values},
                 "mark": {"type": "point", "filled": True, "opacity": 0.45, "size": 30},
