@@ -30,7 +30,7 @@ from pipeline.stage import remove
 
 ROOT = HERE.parent
 LOG = HERE / "logs" / "faults.log"
-STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "baseline", "report")
+STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
 VICTIMS = ("stage", "group", "dvc")
 VICTIM_NAMES = {"stage": "the stage", "group": "DVC and the stage", "dvc": "DVC alone"}
 VOLATILE = "_resources.json"  # seconds and memory: another every time
