@@ -244,6 +244,8 @@ def run_tests(paths: tuple[str, ...], cases: int, log: list[str]) -> list[dict[s
         )
         log += [f"$ {' '.join(['pytest', *command[3:]])}", *done.stdout.splitlines()[-30:]]
         print(log[-1], flush=True)
+        if not tally.exists():  # the tests of these files count nothing
+            return []
         return [json.loads(line) for line in tally.read_text(encoding="utf-8").splitlines()]
 
 
