@@ -33,7 +33,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.skipif(not possible, reason="this machine lends no mount namespace")
-@pytest.mark.parametrize("free", ["0", "16", "read-only"])
+@pytest.mark.parametrize("free", ["0", "8", "read-only"])  # KiB: all that evaluate writes on micro fits into 16
 @pytest.mark.parametrize(
     "stage",
     [
