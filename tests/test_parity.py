@@ -126,7 +126,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[P
         opened.append(llama_cpp.llama_model_load_from_file(bytes(path), params))
         scorer = Scorer.__new__(Scorer)
         scorer.lib, scorer.model, scorer.vocab = llama_cpp, opened[-1], llama_cpp.llama_model_get_vocab(opened[-1])
-        scorer.n_vocab, scorer.template = llama_cpp.llama_vocab_n_tokens(scorer.vocab), scorer.chat_template()
+        scorer.n_vocab, scorer.template = llama_cpp.llama_vocab_n_tokens(scorer.vocab), scorer.chat_template(path)
         scorer.context = None
         return scorer
 

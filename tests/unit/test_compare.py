@@ -43,8 +43,9 @@ def test_calibration_error_and_its_bins_counted_by_hand() -> None:
         answered("yes", 0.45, 0.35, 0.2),  # bin 0.4 to 0.5: right
         answered("no", 0.41, 0.39, 0.2),  # the same bin: wrong
         answered("yes", 0.92, 0.04, 0.04),  # 0.9 to 1: right
-        answered("maybe", 1 - 2e-9, 1e-9, 1e-9),  # a probability of 1 belongs to the last bin: wrong
+        answered("maybe", 1, 1e-30, 1e-30),  # a probability of 1 belongs to the last bin: wrong
     ]
+    assert compare.probabilities(rows).max() == 1
     low, high = compare.reliability(rows, 10)
     assert (low.low, low.high, low.questions, low.accuracy) == (0.4, 0.5, 2, 0.5)
     assert low.confidence == pytest.approx(0.43)

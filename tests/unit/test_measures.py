@@ -1,7 +1,9 @@
 """The measures of a table of predictions: counted by hand, against published figures, and against scikit-learn."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,13 @@ def test_measures_equal_scikit_learn(seed: int) -> None:
     assert measures.macro_f1(counts) == pytest.approx(oracle.f1_score(gold, predicted, average="macro"))
 
 
+@pytest.mark.parametrize("measure", [measures.accuracy, measures.macro_f1, measures.recall, measures.precision])
+def test_the_measures_of_many_tables_at_once_are_those_of_each(measure: Callable[[measures.Counts], Any]) -> None:
+    tables = np.random.default_rng(0).integers(0, 50, size=(4, 3, 3))
+    tables[0, 2] = tables[0, :, 2] = 0
+    assert measure(tables) == pytest.approx(np.array([measure(counts) for counts in tables]))
+
+
 def test_a_label_that_nobody_has_or_gives_counts_as_f1_of_zero() -> None:
     counts = measures.confusion(predictions(["yes", "no"], ["yes", "no"]))
     assert measures.macro_f1(counts) == pytest.approx(2 / 3)
@@ -92,13 +101,20 @@ def test_wilson_intervals_are_the_published_ones(right: int, questions: int, low
     assert [round(100 * end, 1) for end in interval] == [low, high]
 
 
+def test_a_wilson_interval_holds_its_share_and_never_leaves_0_to_1() -> None:
+    for questions in range(1, 200):
+        for right in (0, 1, questions // 2, questions):
+            low, high = measures.wilson(right, questions, 0.95)
+            assert 0 <= low <= right / questions <= high <= 1
+
+
 def test_unparsable_and_disagreeing_answers_are_counted_and_never_taken_for_maybe() -> None:
-    rows = predictions(["yes"] * 4, ["yes", "yes", "no", "maybe"])
+    rows = predictions(["yes"] * 5, ["yes", "yes", "no", "maybe", "yes"])
     rows[0] = rows[0]._replace(greedy="unparsable")
     rows[1] = rows[1]._replace(greedy="no")
     scores = measures.score(rows, 0.95)
-    assert (scores["unparsable_rate"], scores["greedy_agreement"]) == (0.25, 0.5)
-    assert scores["predicted_maybe"] == 0.25
+    assert (scores["unparsable_rate"], scores["greedy_agreement"]) == (0.2, 0.6)
+    assert scores["predicted_maybe"] == 0.2
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -137,7 +153,9 @@ def test_a_header_alone_is_the_table_of_a_model_that_was_not_measured(tmp_path: 
         ("chat,7,yes,-1,-3,-4,yes,yes,x", "invalid literal"),
         ("letters,7,yes,-1,-3,-4,yes,yes,1", "unknown protocol"),
         ("chat,1,yes,-1,-3,-4,yes,yes,1", "twice under chat"),
+        ("chat,7,yes,0.0011,-3,-4,yes,yes,1", "not a logarithm"),
         ("chat,7,yes,-1,-3,-4,yes", "7 fields"),
+        ("chat,7", "2 fields"),
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_pmid(tmp_path: Path, line: str, problem: str) -> None:
@@ -145,6 +163,13 @@ def test_a_bad_row_is_named_by_file_line_and_pmid(tmp_path: Path, line: str, pro
     with pytest.raises(Fail, match=problem) as error:
         measures.read_predictions(path)
     assert f"{path}, line 3 (PMID {line.split(',')[1]})" in str(error.value)
+
+
+def test_a_row_without_a_pmid_and_a_rounded_certainty(tmp_path: Path) -> None:
+    with pytest.raises(Fail, match=r"line 2 \(PMID missing\): 1 fields"):
+        measures.read_predictions(write(tmp_path / "p.csv", HEADER, "chat"))
+    sure = ROW.replace("-0.100000", "0.001000")  # float32 rounds a logarithm of 1 to a little above 0
+    assert measures.read_predictions(write(tmp_path / "p.csv", HEADER, sure))["chat"][0].log_probabilities[0] == 0.001
 
 
 @pytest.mark.parametrize("lines", [[], ["pmid,label", ROW], [ROW]])
