@@ -100,6 +100,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("here")
+def test_what_nobody_changed_is_accepted():
+    """Were it refused, the tests below would see refusals alone, and never what an accepted value has to be."""
+    for profile in PROFILES:
+        Path("params.yaml").write_text(json.dumps(profile))
+        for stage, load in LOADERS.items():
+            assert load().model_dump() == profile[stage]
+    formatting.check_records(RECORDS, TRUTH)
+    rows = [formatting.example(pmid, RECORDS[pmid], "system") for pmid in sorted(RECORDS)[:3]]
+    write_jsonl(Path("train.jsonl"), rows)
+    assert read_examples(Path("train.jsonl")) == rows
+    Path("adapter_config.json").write_text(json.dumps(CONFIG))
+    Path("trained_on.json").write_text(json.dumps(IDENTITY))
+    assert check_adapter(Path(), IDENTITY) == CONFIG
+
+
 @many
 @given(st.data())
 @pytest.mark.parametrize("stage", LOADERS)
