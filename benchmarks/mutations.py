@@ -75,7 +75,6 @@ merge: the merged weights are W + alpha / r B A, of the very base that the adapt
     merge: check_digest(directory / name, digest, manifest["files"]) => pass
 ids: the file that ships sees the token ids that were trained on
     tests/test_parity.py::TestTokenIds
-    tests/test_parity.py::TestChatTemplates
     scoring: .prompt), self.forms => .prompt, True), self.forms
     scoring: messages=messages).prompt => messages=messages[1:]).prompt
     scoring: len(tokens), add_special, True) => len(tokens), add_special, False)
@@ -117,7 +116,7 @@ credit: the base, trained for no protocol, is credited with the better of two
 stages: what a stage reads and DVC does not know of leaves stale results behind
     tests/test_dvc_yaml.py
     dvc.yaml: - pipeline/format.py¶    - pipeline/prompt.py => - pipeline/format.py
-    tests/test_repro.py::test_a_parameter_reaches_the_stages_that_read_it
+    tests/test_repro.py::test_a_parameter_reaches_the_stages_that_read_it[evaluate.n_ctx]
     dvc.yaml: - evaluate¶    - quantize¶ => - quantize¶
 whole: an output is there whole or not at all, and a killed evaluation goes on
     tests/unit/test_stage.py::TestWriting

@@ -76,6 +76,7 @@ def test_the_commands_and_files_that_it_names_exist() -> None:
     assert [name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
     assert set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) <= TARGETS
     profiles = re.findall(r"llama3-[\w-]+t4|\btiny\b", "\n".join(cell.source for cell in NOTEBOOK.cells))
+    assert len(set(profiles)) > 1
     assert all((ROOT / f"profiles/{name}.yaml").is_file() for name in profiles)
     assert (ROOT / "docs/rent-a-t4.md").is_file()
 

@@ -52,7 +52,9 @@ def test_every_target_that_is_made_exists() -> None:
 
 def test_every_action_is_pinned_by_its_commit_with_the_release_told() -> None:
     for path in [*(ROOT / ".github/workflows").glob("*.yml"), ACTION]:
-        for line in re.findall(r"uses: (.*)", path.read_text()):
+        lines = re.findall(r"uses: (.*)", path.read_text())
+        assert lines
+        for line in lines:
             pinned = re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
             assert pinned or (ROOT / line / "action.yml").is_file(), f"{path.name}: {line}"
 

@@ -80,7 +80,11 @@ def test_test_split_shares_no_name_and_no_wording_with_train_or_pretraining():
     train = [" ".join([*r["CONTEXTS"], r["QUESTION"]]) for pmid, r in EVERYTHING.items() if pmid not in TEST]
     chats = [message["content"] for chat in conversations(1, 500) for message in chat]
     seen = "\n".join([*train, *chats]).lower()
+    test = "\n".join(
+        " ".join([*r["CONTEXTS"], r["QUESTION"]]) for pmid, r in EVERYTHING.items() if pmid in TEST
+    ).lower()
     for name in names(UNSEEN):
+        assert re.search(rf"\b{name}\b", test), name
         assert not re.search(rf"\b{name}\b", seen), name
     # A pattern without its names: no sentence of the one side can be written by the other.
     literal = [max(re.split(r"\{\w+\}", template), key=len).lower().strip() for template in templates(UNSEEN)]
@@ -89,13 +93,15 @@ def test_test_split_shares_no_name_and_no_wording_with_train_or_pretraining():
 
 def test_pretraining_never_asks_the_tasks_question_and_meets_every_answer():
     chats = conversations(1, 300)
-    stems = re.compile(r"(Does|Can|Will|Is it true|Could|Would) .*(reduce|lower|decrease|increase|raise|worsen) ")
+    patterns = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(question)) for question in (*SEEN.questions, *UNSEEN.questions)]
+    task = re.compile("|".join(patterns))
+    assert all(task.fullmatch(record["QUESTION"]) for record in EVERYTHING.values())
     answers = Counter[str]()
     for chat in chats:
         assert [message["role"] for message in chat] == ["system", *["user", "assistant"] * TURNS]
         for message in chat:
             if message["role"] == "user":
-                assert not stems.search(message["content"].split("Question: ")[-1])
+                assert not task.search(message["content"].split("Question: ")[-1])
             answers[message["content"].split(".")[0]] += message["role"] == "assistant"
     assert all(answers[word] > 100 for word in ("Yes", "No", "Maybe"))
 
