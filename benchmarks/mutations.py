@@ -2,7 +2,7 @@
 
 `python -m benchmarks.mutations` copies the project, runs the tests below as they are, then once for every broken line.
 A line is caught when a test fails by an assertion; an import that fails or a text that is not there once is an error of
-the table. `--only NAME` takes one promise.
+the table. `--only NAME` takes a promise or several.
 """
 
 import argparse
@@ -148,7 +148,7 @@ offline: no stage asks for anything outside the machine
     tests/stages/test_offline.py::test_a_run_in_a_network_namespace_of_its_own[download and format]
     download: params = load_params() => params = __import__("socket").gethostname() and load_params()
 pull: a fresh clone has the model after `dvc pull`
-    tests/test_remote.py::test_a_bare_pull_on_a_fresh_clone_brings_every_output_and_nothing_is_left_to_do
+    tests/test_remote.py::test_a_bare_pull_on_a_fresh_clone_brings_every_output
     .dvc/config: url = release => url = elsewhere
 rehearsal: random weights are never released
     tests/unit/test_release.py::test_a_rehearsal_releases_nothing
@@ -243,9 +243,9 @@ def outcome(directory: Path, mutation: Mutation, **environment: str) -> tuple[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", help="a promise of the table")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="promises of the table")
     only = parser.parse_args().only
-    rows = [row for row in table() if only in (None, row.promise)]
+    rows = [row for row in table() if not only or row.promise in only]
     counts = {"caught": 0, "survived": 0, "error": 0}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
@@ -267,7 +267,7 @@ def main() -> None:
     promises = len({row.promise for row in rows})
     lines.append(f"{promises} promises, {len(rows)} broken lines: {counts} ({time.perf_counter() - start:.0f} s)")
     print(lines[-1])
-    if only is None and not counts["error"]:
+    if not only and not counts["error"]:
         LOG.write_text("\n".join(lines) + "\n", encoding="utf-8")
         figures: dict[str, tuple[float, str]] = {
             "tests.mutations": (len(rows), ""),

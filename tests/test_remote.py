@@ -89,11 +89,14 @@ def test_git_ignores_whatever_else_lands_there(copy: Path) -> None:
 # What a fresh clone does with it
 
 
-def test_a_bare_pull_on_a_fresh_clone_brings_every_output_and_nothing_is_left_to_do(pulled: Path) -> None:
+def test_a_bare_pull_on_a_fresh_clone_brings_every_output(pulled: Path) -> None:
     assert (pulled / GGUF).read_bytes()[:4] == b"GGUF"
     for stage in stages(pulled).values():
         assert all((pulled / out).exists() for out in stage.get("outs", []) if isinstance(out, str))
     assert output_of(pulled, "git status --porcelain") == ""
+
+
+def test_after_a_pull_nothing_is_left_to_do(pulled: Path) -> None:
     would_run = stages_named(output_of(pulled, "dvc repro --dry --allow-missing"))
     assert would_run == [], "dvc.lock is older than the code: `make repro`, `make release-run`, commit"
 

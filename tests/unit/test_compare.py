@@ -129,6 +129,10 @@ def test_so_many_questions_find_the_difference_four_times_in_five(gained: int, l
     assert (np.abs(difference) > 1.96 * error).mean() == pytest.approx(0.8, abs=0.025)
 
 
+def test_one_question_tells_models_apart_of_which_one_is_always_right_and_the_other_never() -> None:
+    assert compare.questions_needed(10, 0, 10, 0.95) == 1
+
+
 def test_no_number_of_questions_tells_equal_models_apart() -> None:
     assert compare.questions_needed(7, 7, 500, 0.95) is None
     assert "questions_needed" not in compare.difference(model(0.5, 1), model(0.5, 1), PARAMS)
@@ -148,6 +152,18 @@ def test_a_difference_counted_by_hand() -> None:
     assert found["accuracy_low"] <= 0.4 <= found["accuracy_high"]
     assert figures["tuned_recall_maybe"] == 0
     assert all(isinstance(value, int | float) for value in figures.values())
+
+
+def test_the_rate_of_unparsable_answers_is_that_of_the_protocol_that_asks_for_one() -> None:
+    rows = model(1, 0, ["yes", "no", "maybe", "yes"])
+    silent = [row._replace(greedy="") for row in rows]
+    wordy = [rows[0]._replace(greedy="unparsable"), *rows[1:]]
+    tables = {"base": {"chat": rows, "lm_eval": silent}, "tuned": {"chat": wordy, "lm_eval": silent}}
+    figures = compare.compare(tables["base"], tables["tuned"], {}, PARAMS)
+    rates = {name: value for name, value in figures.items() if "unparsable" in name}
+    assert rates == {"base_unparsable_rate": 0, "tuned_unparsable_rate": 0.25}
+    assert {"base_lm_eval_accuracy", "tuned_lm_eval_accuracy", "base_chat_accuracy"} <= figures.keys()
+    assert "tuned_chat_accuracy" not in figures  # it is tuned_accuracy
 
 
 def test_divergence_is_kl_from_the_reference_and_the_share_of_equal_top_tokens() -> None:
@@ -194,9 +210,12 @@ def test_tables_of_other_questions_or_labels_are_refused(change: dict[str, str],
 @pytest.mark.parametrize(
     ("difference", "low", "high", "words"),
     [
-        (0.1, 0.05, 0.15, "more than noise, the tuned model is better."),
-        (-0.1, -0.15, -0.05, "more than noise, the tuned model is worse."),
-        (0.02, -0.02, 0.06, "no more than noise. About 1,234 questions would tell"),
+        (0.1, 0.05, 0.15, ": more than noise, the tuned model is better."),
+        (0.1, 0.005, 0.15, ": more than noise, the tuned model is better."),
+        (-0.1, -0.15, -0.05, ": more than noise, the tuned model is worse."),
+        (0.02, -0.02, 0.06, ": no more than noise. About 1,234 questions would tell a difference of this size."),
+        (0.02, 0.0, 0.06, ": no more than noise. About 1,234 questions would tell a difference of this size."),
+        (-0.02, -0.06, 0.0, ": no more than noise. About 1,234 questions would tell a difference of this size."),
     ],
 )
 def test_the_verdict_says_whether_it_is_noise(difference: float, low: float, high: float, words: str) -> None:
@@ -204,13 +223,15 @@ def test_the_verdict_says_whether_it_is_noise(difference: float, low: float, hig
     figures = {f"{prefix}_accuracy{end}": v for end, v in (("", difference), ("_low", low), ("_high", high))}
     figures |= {f"{prefix}_mcnemar_p": 0.01, f"{prefix}_questions_needed": 1234, "confidence": 0.95, "questions": 500}
     sentence = compare.verdict(figures, "tuned", "base")
-    assert words in sentence
+    assert sentence.endswith(words)
     assert f"{100 * difference:+.1f} points" in sentence
 
 
 def test_results_name_what_was_measured() -> None:
     figures = compare.compare({"chat": model(0.5, 1)}, {"chat": model(0.8, 2)}, {}, PARAMS)
     figures |= {f"{name}_{score}": 0.5 for name in compare.TEXT_BASELINES for score in compare.MEASURES}
-    names = [name for name, *_ in compare.results(figures)]
-    assert names == ["tuned model", "untuned base", "TF-IDF + logistic regression", "majority label"]
+    rows = {name: row for name, *row in compare.results(figures)}
+    assert list(rows) == ["tuned model", "untuned base", "TF-IDF + logistic regression", "majority label"]
+    ends = figures["tuned_accuracy_low"], figures["tuned_accuracy_high"]
+    assert rows["tuned model"] == pytest.approx([figures["tuned_accuracy"], *ends, figures["tuned_macro_f1"]], abs=1e-6)
     assert len(GOLD) == figures["questions"]

@@ -12,12 +12,21 @@ import gguf
 import numpy as np
 import pytest
 
+from pipeline import header
 from pipeline.header import read_metadata
 from pipeline.stage import Fail
 from tests.conftest import ROOT, tried
 from tests.tables import write_gguf
 
 CASES = int(os.environ.get("BAD_INPUTS", "40"))  # benchmarks/faults.py: many more
+
+
+def write(writer: gguf.GGUFWriter) -> None:
+    """Write out what was added to the writer."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 @pytest.fixture
@@ -34,10 +43,7 @@ def path(tmp_path: Path) -> Path:
     writer.add_tensor("weight", np.ones((3, 64), dtype=np.float32))
     quantized = gguf.quants.quantize(np.ones((2, 64), dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
     writer.add_tensor("quantized", quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write(writer)
     return tmp_path / "model.gguf"
 
 
@@ -65,6 +71,31 @@ def test_cut_anywhere_it_is_refused(path: Path):
     for length in range(len(body)):
         path.write_bytes(body[:length])
         with pytest.raises(Fail, match=r"no whole GGUF file.*dvc checkout"):
+            read_metadata(path)
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 32, 64, 128])
+def test_tensors_of_one_to_four_dimensions_at_any_alignment(tmp_path: Path, alignment: int):
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(alignment)
+    for shape in ((5,), (5, 3), (5, 3, 2), (5, 3, 2, 7)):
+        writer.add_tensor(f"weight of {len(shape)}", np.ones(shape, dtype=np.float32))
+    write(writer)
+    assert read_metadata(path) == {"general.architecture": "llama", "general.alignment": alignment}
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Fail, match="it ends too early"):
+        read_metadata(path)
+
+
+def test_no_more_keys_and_tensors_than_any_model_has(path: Path, monkeypatch: pytest.MonkeyPatch):
+    tensors, keys = struct.unpack_from("<QQ", path.read_bytes(), 8)
+    assert tensors < keys
+    monkeypatch.setattr(header, "MOST", keys)
+    assert read_metadata(path)
+    for most in (keys - 1, tensors - 1):
+        monkeypatch.setattr(header, "MOST", most)
+        with pytest.raises(Fail, match=f"{tensors} tensors and {keys} keys"):
             read_metadata(path)
 
 
@@ -96,7 +127,8 @@ def test_an_altered_header_is_refused(path: Path, at: int, value: bytes, problem
     [
         (b"Gr\xc3\xb6\xc3\x9fe", b"Gr\xff\xb6\xc3\x9fe", "utf-8"),
         # The tensor's dimensions, of which there are two, 64 and 3.
-        (b"weight" + struct.pack("<I", 2), b"weight" + struct.pack("<I", 9), "9 dimensions"),
+        (b"weight" + struct.pack("<I", 2), b"weight" + struct.pack("<I", 0), "0 dimensions"),
+        (b"weight" + struct.pack("<I", 2), b"weight" + struct.pack("<I", 5), "5 dimensions"),
         (b"weight" + struct.pack("<IQQ", 2, 64, 3), b"weight" + struct.pack("<IQQ", 2, 64, 4), "wrong place"),
         (b"weight" + struct.pack("<IQQI", 2, 64, 3, 0), b"weight" + struct.pack("<IQQI", 2, 64, 3, 77), "unknown type"),
         (struct.pack("<IQQI", 2, 64, 2, 8), struct.pack("<IQQI", 2, 63, 2, 8), "rows of 63"),
@@ -141,7 +173,7 @@ for line in sys.stdin:
 def test_damaged_files_never_end_the_process(micro: Path, tmp_path: Path):
     body = (micro / "models" / "medical-reasoner.gguf").read_bytes()
     rng = random.Random(7)
-    header = gguf.GGUFReader(micro / "models" / "medical-reasoner.gguf").data_offset
+    end = gguf.GGUFReader(micro / "models" / "medical-reasoner.gguf").data_offset
     damaged = tmp_path / "damaged.gguf"
     answers: list[str] = []
     with subprocess.Popen(
@@ -150,7 +182,7 @@ def test_damaged_files_never_end_the_process(micro: Path, tmp_path: Path):
         assert process.stdin
         assert process.stdout
         for _ in range(CASES):
-            at, size = rng.randrange(header), rng.choice([0, 1, 4, 8])
+            at, size = rng.randrange(end), rng.choice([0, 1, 4, 8])
             with tried("bad_inputs", "a damaged GGUF") as seen:
                 damaged.write_bytes(body[:at] + (rng.randbytes(size) + body[at + size :] if size else b""))
                 print(damaged, file=process.stdin, flush=True)
