@@ -1,13 +1,15 @@
 """Merging as a stream: the right sum in the base's own type, and a base that is not the manifest's is refused."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.merge import fold, merge_file
+from pipeline.merge import check_adapter, fold, merge_file, read_adapter
 from pipeline.stage import Fail
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -39,3 +41,57 @@ def test_a_sum_that_is_no_number(bad: float):
 def test_a_pair_of_another_shape():
     with pytest.raises(Fail, match=r"w: the adapter's shape \(2, 3\) is not the base's \(2, 2\)"):
         fold(torch.zeros(2, 2), (torch.ones(1, 3), torch.ones(2, 1)), 1.0, "w")
+
+
+FILES = [{"name": "model.safetensors", "size": 3, "sha256": "0" * 64}]
+CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "use_dora": False, "fan_in_fan_out": False}
+
+
+def check(directory: Path, changes: dict[str, Any], files: Any = FILES) -> dict[str, Any]:
+    """`check_adapter` on an adapter for `files`, against a base of FILES."""
+    (directory / "adapter_config.json").write_text(json.dumps(CONFIG | changes))
+    (directory / "trained_on.json").write_text(json.dumps({"files": files}))
+    return check_adapter(directory, {"files": FILES})
+
+
+@pytest.mark.parametrize("changes", [{}, {"r": 1, "lora_alpha": 999_999}, {"lora_alpha": 0.5}, {"rank_pattern": {}}])
+def test_an_adapter_that_a_plain_sum_merges(tmp_path: Path, changes: dict[str, Any]):
+    assert check(tmp_path, changes) == CONFIG | changes
+
+
+@pytest.mark.parametrize("value", [0, -1, True, None, "16", 1_000_000, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_a_scale_that_is_no_number_above_0(tmp_path: Path, name: str, value: Any):
+    with pytest.raises(Fail, match=f"{name} is no number above 0"):
+        check(tmp_path, {name: value})
+
+
+@pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"peft_type": None}, {"fan_in_fan_out": True}])
+def test_what_is_no_lora_as_train_writes_it(tmp_path: Path, changes: dict[str, Any]):
+    with pytest.raises(Fail, match="is not that of a LoRA"):
+        check(tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    "option", ["use_dora", "use_rslora", "modules_to_save", "alpha_pattern", "rank_pattern", "lora_bias"]
+)
+def test_more_than_a_sum(tmp_path: Path, option: str):
+    with pytest.raises(Fail, match=f"{option} is set, and merge cannot fold it in"):
+        check(tmp_path, {option: ["x"]})
+
+
+@pytest.mark.parametrize("files", [[], None, [FILES[0] | {"sha256": "1" * 64}], [*FILES, *FILES]])
+def test_an_adapter_of_other_weights(tmp_path: Path, files: Any):
+    with pytest.raises(Fail, match="was trained on other weights"):
+        check(tmp_path, {}, files)
+
+
+def test_the_pairs_of_an_adapter_by_the_bases_own_names(tmp_path: Path):
+    module = NAME.removesuffix(".weight")
+    pair = torch.randn(4, 16), torch.randn(24, 4)
+    tensors = {f"base_model.model.{module}.lora_{side}.weight": m for side, m in zip("AB", pair, strict=True)}
+    save_file({name: matrix.half() for name, matrix in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    ((name, found),) = read_adapter(tmp_path).items()
+    assert name == NAME
+    assert [matrix.dtype for matrix in found] == [torch.float32] * 2
+    assert all(torch.equal(one, other.half().float()) for one, other in zip(found, pair, strict=True))
