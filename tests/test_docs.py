@@ -65,9 +65,10 @@ NOT_RUN = {
     """make repro   # set up .venv, run the pipeline, show the result
 make test    # the tests
 """: "minutes; the second is what runs this",
-    """cp profiles/tiny-pubmedqa.yaml params.yaml   # the real PubMedQA with the tiny base
-make repro
-""": "minutes and the network; tests/stages/test_pubmedqa.py has the real questions on the micro profile",
+    """make setup GPU=1
+cp profiles/llama3-8b-t4.yaml params.yaml
+HF_TOKEN=... make repro
+""": "a card, a licence and a download of 16 GB",
     """make setup                      # .venv, once; the other targets do it when needed
 .venv/bin/pre-commit install    # `make check` at every commit
 make check                      # format, lint, types, pages of figures
