@@ -440,36 +440,35 @@ class TestAStage:
 # The hooks of CONTRIBUTING
 
 
-def run_hooks(project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    git(project, "add", "--all")
-    offline = {"PRE_COMMIT_HOME": str(project.parent / "hooks"), "http_proxy": "http://127.0.0.1:9", **environment}
-    return run_command(project, ".venv/bin/pre-commit run --all-files", **offline)
-
-
 @pytest.fixture
 def committed(project: Path) -> Path:
     """The project with the metrics that README's table was written from."""
     shutil.copytree(ROOT / "metrics", project / "metrics", dirs_exist_ok=True)
+    commit(project, "the embedded default's metrics")
     return project
 
 
-def test_the_hooks_pass_here_and_stop_what_they_are_for(committed: Path) -> None:
-    done = run_hooks(committed, SKIP="types")  # half a minute
+def run_hooks(project: Path, command: str, skip: str) -> subprocess.CompletedProcess[str]:
+    git(project, "add", "--all")
+    offline = {"PRE_COMMIT_HOME": str(project.parent / "hooks"), "https_proxy": "http://127.0.0.1:9"}
+    return run_command(project, command, SKIP=skip, **offline)
+
+
+def test_the_hooks_pass_here_and_stop_a_commit_that_make_check_would_refuse(committed: Path) -> None:
+    done = run_hooks(committed, ".venv/bin/pre-commit run --all-files", "types")  # that one takes half a minute
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("Passed") == len(HOOKS) - 1
+    output_of(committed, ".venv/bin/pre-commit install")
     (committed / "pipeline/lock.py").write_text("import os\nx  = 1\n")
     (committed / "benchmarks/RESULTS.md").write_text("")
-    done = run_hooks(committed, SKIP="types")
-    assert [line.split(".")[0] for line in done.stdout.splitlines() if line.endswith("Failed")] == [
-        "format",
-        "lint",
-        "pages of figures",
-    ]
+    done = run_hooks(committed, "git -c user.name=A -c user.email=a@example.org commit --message 'a mistake'", "types")
+    assert re.findall(r"^(.*?)\.+Failed$", done.stderr, re.MULTILINE) == ["format", "lint", "pages of figures"]
+    assert git(committed, "log", "-1", "--format=%s").strip() == "the embedded default's metrics"
 
 
 @pytest.mark.slow
 def test_the_type_hook_stops_a_wrong_type(committed: Path) -> None:
     with (committed / "pipeline/lock.py").open("a") as file:
         file.write("x: int = 'text'\n")
-    done = run_hooks(committed, SKIP="format,lint,figures")
+    done = run_hooks(committed, ".venv/bin/pre-commit run --all-files", "format,lint,figures")
     assert re.search(r"^types\.+Failed$", done.stdout, re.MULTILINE), done.stdout

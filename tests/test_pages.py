@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT, stages, yaml
 from pages import HARDWARE, LINKED, METRICS, PAGES, TROUBLES, blocks, links, name, prose, quoted, rows, sections
 
+from pipeline.prompt import chat
+
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 STAGES = stages(ROOT)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -275,3 +277,17 @@ def test_the_hooks_are_what_make_check_runs_in_its_order() -> None:
 def test_the_hooks_fetch_nothing() -> None:
     assert {repo["repo"] for repo in yaml.load(ROOT / ".pre-commit-config.yaml")["repos"]} == {"local"}
     assert {hook["language"] for hook in HOOKS} == {"system"}
+
+
+# The prompt that README gives to other programs
+
+
+def test_the_example_for_programs_asks_in_the_words_of_the_prompt() -> None:
+    (example,) = [block.text for block in blocks("python", "README.md")]
+    (messages,) = [
+        ast.literal_eval(node.value)
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "messages"
+    ]
+    system_prompt = yaml.load(ROOT / "profiles/tiny.yaml")["format"]["system_prompt"]
+    assert messages == chat(system_prompt, "Does belacine reduce knee pain?", "PASTE IT HERE")
