@@ -387,6 +387,8 @@ def with_a_stage(project: Path) -> None:
 
 # The tests that the page names, without those that run the pipeline.
 ALL_TABLES = "leaf_of_a_profile_is_in_the_table module_is_in_the_table extra_is_in_the_table stage_is_in_the_tables"
+# The rest of tests/test_repro.py runs stages that no example touches.
+TABLES_ALONE = {"PYTEST_ADDOPTS": "-k 'test_dvc_yaml or table or reaches'"}
 QUICK = ["tests/test_dvc_yaml.py", *(f"tests/test_repro.py::test_every_{table}" for table in ALL_TABLES.split())]
 
 
@@ -414,7 +416,7 @@ def test_the_code_of_the_examples_passes_the_checks(project: Path) -> None:
 @runs("sed -i 's/^  weight_decay")
 def test_a_parameter_reaches_the_stages_that_its_table_says_and_the_model(block: str, project: Path) -> None:
     with_a_parameter(project, block)
-    output_of(project, block.splitlines()[1])
+    output_of(project, block.splitlines()[1], **TABLES_ALONE)
     before = (project / "models/adapter/adapter_model.safetensors").read_bytes()
     set_params(project, "train", adam_beta2=0.5)
     assert stages_named(output_of(project, "dvc repro train")) == ["train"]
@@ -434,7 +436,7 @@ class TestAStage:
     @pytest.mark.slow
     def test_it_reaches_and_is_reached_as_its_tables_say(self, block: str, project: Path) -> None:
         with_a_stage(project)
-        output_of(project, block.splitlines()[0])
+        output_of(project, block.splitlines()[0], **TABLES_ALONE)
 
 
 # The hooks of CONTRIBUTING
