@@ -14,11 +14,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 HERE = Path(__file__).parent
 RESULTS, TABLE, FAULTS = HERE / "results.json", HERE / "RESULTS.md", HERE / "faults.json"
 README = HERE.parent / "README.md"
 MARKERS = ("<!-- results: written by benchmarks/record.py -->", "<!-- end of results -->")
+STAGE_MARKERS = ("<!-- stages: written by benchmarks/record.py -->", "<!-- end of stages -->")
 CARD_MARKERS = ("<!-- card: written by benchmarks/record.py -->", "<!-- end of card -->")
+STAGES = {  # what each reads and writes, in words
+    "download": ("a mirror, HTTPS, or the simulator", "`data/raw/`"),
+    "base": ("the hub, a directory, or nothing", "`models/base/`"),
+    "format": ("`data/raw/`, the base's tokenizer", "`data/formatted/*.jsonl`, statistics"),
+    "train": ("training and validation questions, base", "`models/adapter/`, loss and memory logs"),
+    "merge": ("base, adapter", "`models/merged/`"),
+    "quantize": ("merged", "`models/medical-reasoner.gguf`"),
+    "evaluate": ("the GGUF, test questions", "predictions and scores"),
+    "reference": ("merged, test questions", "predictions at 16 bits: what quantization costs"),
+    "baseline": ("base, all questions", "the base's predictions and scores, TF-IDF, majority"),
+    "report": ("predictions and metrics", "`metrics/compare.json`, pictures, `models/release/`"),
+}
 MODELS = ("base", "tuned", "tfidf", "majority")
 COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a rehearsal's stage, as README prints them
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dvc")
@@ -101,7 +116,33 @@ def readme() -> str:
         size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
     lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")
-    return between(CARD_MARKERS, card(), between(MARKERS, lines, README.read_text(encoding="utf-8")))
+    text = README.read_text(encoding="utf-8")
+    for markers, block in {MARKERS: lines, STAGE_MARKERS: stage_table(), CARD_MARKERS: card()}.items():
+        text = between(markers, block, text)
+    return text
+
+
+def stage_table() -> list[str]:
+    """Every stage of dvc.yaml: reads, writes, its sections of params.yaml, and its time in two measured runs."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    described: Any = YAML(typ="safe").load(HERE.parent / "dvc.yaml")  # pyright: ignore[reportUnknownMemberType]
+
+    def minutes(key: str) -> str:
+        if key not in results:
+            return ""
+        seconds = round(results[key]["value"])
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+    lines = [
+        "| stage | reads | writes | parameters | tiny, two cores | 8B, H200 |",
+        "| --- | --- | --- | --- | --: | --: |",
+    ]
+    for stage, about in described["stages"].items():
+        sections = ", ".join(f"`{name}`" for name in about["params"] if isinstance(name, str))
+        times = [minutes(f"repro.tiny.{stage}.wall_s"), minutes(f"rehearsal.{stage}.wall_s")]
+        lines.append(f"| {' | '.join([f'`{stage}`', *STAGES[stage], sections, *times])} |")
+    whole = [minutes("repro.tiny.wall_s"), minutes("rehearsal.wall_s")]
+    return [*lines, f"| whole run | | | | {' | '.join(whole)} |"]
 
 
 def between(markers: tuple[str, str], lines: list[str], text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.gguf import SYSTEM_PROMPT, read_metadata
+from pipeline.header import SYSTEM_PROMPT, read_metadata
 from pipeline.prompt import as_data, chat
 from pipeline.records import read_json
 from pipeline.scoring import Scorer, log_sum_exp
@@ -138,6 +138,8 @@ def main(
         raise Fail('the question is empty; put it in quotation marks: python -m pipeline.ask "Does ...?"')
     abstract = read_context(context) if context else None
     about = read_metadata(gguf)
+    if SYSTEM_PROMPT not in about:
+        raise Fail(f"{gguf} does not say which system prompt it was trained with; make it with `dvc repro`")
     with Scorer(gguf, min(N_CTX, about[f"{about['general.architecture']}.context_length"])) as scorer:
         tokens = pose(scorer, about[SYSTEM_PROMPT], question, abstract)
         scores, _ = scorer.score(tokens, scorer.forms)

@@ -40,7 +40,7 @@ def load_params() -> Section:
 
             return Tiny.check("base", values)
         case other:
-            raise Fail(f"params.yaml: base.source: {other!r} is not one of hub, local, tiny")
+            raise Fail(f"params.yaml: base.source: {other!r} is not one of hub, local, tiny; set it to one")
 
 
 def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
@@ -55,11 +55,13 @@ def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
     # Llama 3's repositories hold the same weights once more under original/: only the top level is the model.
     shards = [file for file in siblings if "/" not in file.rfilename and file.rfilename.endswith(".safetensors")]
     if not shards:
-        raise Fail(f"{repo_id} at {revision} holds no safetensors weights; pickle weights are refused")
+        raise Fail(f"{repo_id} at {revision} holds no safetensors weights; pickle weights are refused, choose another")
     files: list[dict[str, Any]] = []
     for file in shards:
         if not file.lfs:
-            raise Fail(f"{repo_id} at {revision}: the hub tells no sha256 of {file.rfilename}, so it cannot be checked")
+            raise Fail(
+                f"{repo_id} at {revision}: the hub tells no sha256 of {file.rfilename}; choose another repository"
+            )
         files.append({"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256})
     return files
 

@@ -57,7 +57,7 @@ def dvc_diff(kind: str, revision: str) -> str:
     command = [sys.executable, "-m", "dvc", kind, "diff", "--md", revision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Fail(f"`dvc {kind} diff {revision}` failed: {done.stderr.strip().splitlines()[-1]}")
+        raise Fail(f"`dvc {kind} diff {revision}` failed ({done.stderr.strip().splitlines()[-1]}); run it by itself")
     header, rule, *rows = done.stdout.strip().splitlines() or ["", ""]
     return "\n".join([header, rule, *sorted(rows)]) if rows else "None."
 

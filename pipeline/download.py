@@ -63,7 +63,7 @@ def load_params() -> Files | Simulated:
         case "simulated":
             return Simulated.check("download", values)
         case other:
-            raise Fail(f"params.yaml: download.source: {other!r} is not one of files, simulated")
+            raise Fail(f"params.yaml: download.source: {other!r} is not one of files, simulated; set it to one")
 
 
 def fetch(location: str, file: File, target: Path) -> None:
@@ -75,7 +75,7 @@ def fetch(location: str, file: File, target: Path) -> None:
         return
     origin = Path(location) / file.name
     if not origin.is_file():
-        raise Fail(f"{origin} is missing; params.yaml's download.location must hold {file.name}")
+        raise Fail(f"{origin} is missing; put it there, or set params.yaml's download.location")
     with writing(target) as partial:
         shutil.copyfile(origin, partial)
         check(partial, file, location)
@@ -159,7 +159,7 @@ def artificial_records(params: Artificial) -> dict[str, Record]:
     check(Path(path), params.file, params.repo_id)
     rows: Any = Dataset.from_parquet(path)
     if params.questions > len(rows):
-        raise Fail(f"params.yaml: download.pqa_artificial.questions: {name} holds only {len(rows)}")
+        raise Fail(f"params.yaml: download.pqa_artificial.questions: {name} holds only {len(rows)}; lower it")
     return {
         str(row["pubid"]): {
             "QUESTION": row["question"],

@@ -66,7 +66,7 @@ def main() -> None:
     """Print mean, standard deviation, minimum and maximum over the seeds of this commit's finished experiments."""
     show = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], stdout=subprocess.PIPE, check=False)
     if show.returncode != 0:
-        raise Fail("dvc could not list the experiments; its lines above say why")
+        raise Fail("dvc could not list the experiments; its lines above say why; run `dvc exp show` by itself")
     found = groups(json.loads(show.stdout))
     if not found:
         raise Fail(

@@ -33,7 +33,7 @@ def read_by_pmid(path: Path) -> dict[str, Any]:
     """The JSON object in `path`: PMID -> what belongs to it."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise Fail(f"{path} is not a JSON object of PMIDs, as PubMedQA's file of that name is")
+        raise Fail(f"{path} is not a JSON object of PMIDs, as PubMedQA's file of that name is; correct it")
     return cast(dict[str, Any], value)
 
 
@@ -86,7 +86,9 @@ def split(records: dict[str, Record], truth: dict[str, str], params: Params) -> 
     """PMIDs of each split, sorted: the official test list, then a stratified draw of the rest for validation."""
     rest = sorted(records.keys() - truth.keys())
     if params.validation_questions >= len(rest):
-        raise Fail(f"params.yaml: format.validation_questions: only {len(rest)} questions are not in the test")
+        raise Fail(
+            f"params.yaml: format.validation_questions: only {len(rest)} questions are not in the test; lower it"
+        )
     rng = random.Random(params.seed)
     by_label = {label: [pmid for pmid in rest if records[pmid]["final_decision"] == label] for label in LABELS}
     shares = {label: params.validation_questions * len(pmids) / len(rest) for label, pmids in by_label.items()}
@@ -179,10 +181,12 @@ def statistics(labels: dict[str, list[str]], tokens: dict[str, list[int]]) -> di
 def add_artificial(records: dict[str, Record], extra: dict[str, Record]) -> list[str]:
     """Add PQA-A's records for training only; returns their PMIDs, raises `Fail` if one is in PQA-L."""
     if both := sorted(records.keys() & extra.keys()):
-        raise Fail(f"data/raw/ori_pqaa.json: PMID {both[0]} is in ori_pqal.json too ({len(both)} in all)")
+        raise Fail(
+            f"data/raw/ori_pqaa.json: PMID {both[0]} is in ori_pqal.json too ({len(both)} in all); correct the data"
+        )
     found = [problem for pmid, record in extra.items() for problem in problems(pmid, record)]
     if found:
-        raise Fail(f"data/raw/ori_pqaa.json: {found[0]} ({len(found)} in all)")
+        raise Fail(f"data/raw/ori_pqaa.json: {found[0]} ({len(found)} in all); correct the data")
     return sorted(extra)
 
 

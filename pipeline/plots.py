@@ -51,7 +51,7 @@ def main(frame_only: bool = False, output: Path = Path("dvc_plots")) -> None:
     if not frame_only:
         show = [sys.executable, "-m", "dvc", "plots", "show", "--quiet", "--html-template", str(FRAME)]
         if subprocess.run([*show, "--out", str(output)], check=False).returncode != 0:
-            raise Fail("dvc could not draw the plots; its lines above say why")
+            raise Fail("dvc could not draw the plots; its lines above say why; run `dvc plots show` by itself")
         typer.echo(f"Open {output / 'index.html'} in a browser; no network is needed.")
 
 

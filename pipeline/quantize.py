@@ -6,7 +6,8 @@ llama.cpp's converter writes a temporary 16-bit GGUF, its quantizer turns that i
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.gguf import SYSTEM_PROMPT, build
+from pipeline.gguf import build
+from pipeline.header import LICENCE, LLAMA_3_LICENCE, SYSTEM_PROMPT
 from pipeline.records import read_examples, read_json, write_json
 from pipeline.stage import Section, Usage, run, writing
 from pipeline.weights import MANIFEST, check_whole
@@ -36,7 +37,7 @@ def metadata(manifest: dict[str, Any], source: dict[str, Any], quant_type: str) 
         **about,
         # The licence wants names of derivatives to begin with Llama 3 (section 1.b.i).
         "general.name": "Llama-3-8B-medical-reasoner",
-        "general.license.name": "Meta Llama 3 Community License",
+        LICENCE: LLAMA_3_LICENCE,
         "general.license.link": "https://llama.meta.com/llama3/license",
     }
 

@@ -16,7 +16,18 @@ from pipeline.stage import Fail, Section, writing
 Record = dict[str, Any]  # one PubMedQA question: QUESTION, CONTEXTS, LABELS, final_decision, LONG_ANSWER, ...
 Message = dict[str, str]  # role and content
 CHECKPOINTS = Path(".checkpoints")  # what a killed stage goes on from; no output: DVC would remove it before the run
-ABSURD = "a number of thousands of digits, or brackets a thousand deep; correct the file"
+AGAIN = "correct the file, or let `dvc repro` make it again"
+ABSURD = f"a number of thousands of digits, or brackets a thousand deep; {AGAIN}"
+
+
+def read_text(path: Path) -> str:
+    """The text in `path`; raises `Fail` if it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
+    except UnicodeDecodeError as error:
+        raise Fail(f"{path}, byte {error.start}: not valid UTF-8; {AGAIN}") from None
 
 
 def read_json(path: Path) -> Any:
@@ -26,17 +37,15 @@ def read_json(path: Path) -> Any:
         value = dict(pairs)
         if len(value) < len(pairs):  # json would keep the last and lose the others
             keys = [key for key, _ in pairs]
-            raise Fail(f"{path}: the key {next(key for key in keys if keys.count(key) > 1)!r} comes more than once")
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise Fail(f"{path}: the key {twice!r} comes more than once; {AGAIN}")
         return value
 
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise Fail(f"{path} is missing; run `dvc repro`") from None
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise Fail(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    except UnicodeDecodeError as error:
-        raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
+        raise Fail(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {AGAIN}") from None
     except (ValueError, RecursionError):
         raise Fail(f"{path}: {ABSURD}") from None
 
@@ -44,21 +53,15 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The JSON object on each line of `path`; raises `Fail` with file and line number."""
     rows: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise Fail(f"{path} is missing; run `dvc repro`") from None
-    except UnicodeDecodeError as error:
-        raise Fail(f"{path}, byte {error.start}: not valid UTF-8") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            raise Fail(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+            raise Fail(f"{path}, line {number}: not valid JSON ({error.msg}); {AGAIN}") from None
         except (ValueError, RecursionError):
             raise Fail(f"{path}, line {number}: {ABSURD}") from None
         if not isinstance(row, dict):
-            raise Fail(f"{path}, line {number}: not a JSON object")
+            raise Fail(f"{path}, line {number}: not a JSON object; {AGAIN}")
         rows.append(row)
     return rows
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 from pipeline.compare import results, verdict
-from pipeline.gguf import SYSTEM_PROMPT
+from pipeline.header import LICENCE, LLAMA_3_LICENCE, SYSTEM_PROMPT
 from pipeline.prompt import user
 from pipeline.records import Message, write_json
 from pipeline.weights import TERMS
@@ -18,7 +18,6 @@ from pipeline.weights import TERMS
 REHEARSAL = "rehearsal/"  # what the name of a base of random weights begins with (benchmarks/rehearsal.py)
 NO_RELEASE = "A rehearsal with random weights: these numbers mean nothing, and nothing is released."
 SIMULATED = "The data are simulated: these numbers are not medical accuracy."
-LLAMA_3 = "Llama-3"  # in the name of a repository whose weights are under the Meta Llama 3 Community License
 BUILT_WITH = "Built with Meta Llama 3."  # the licence's section 1.b.i wants it shown, 1.b.iii the notice kept
 NOTICE = (
     "Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. "
@@ -63,10 +62,10 @@ class Facts(NamedTuple):
     def system_prompt(self) -> str:
         return self.about[SYSTEM_PROMPT]
 
-
-def is_llama_3(manifest: dict[str, Any]) -> bool:
-    """Whether the base is under the Meta Llama 3 Community License."""
-    return LLAMA_3 in manifest.get("repo_id", "")
+    @property
+    def is_llama_3(self) -> bool:
+        """Whether the base is under the Meta Llama 3 Community License."""
+        return self.about.get(LICENCE) == LLAMA_3_LICENCE
 
 
 def has_llama_3_turns(chat_template: str) -> bool:
@@ -82,7 +81,7 @@ def has_llama_3_turns(chat_template: str) -> bool:
 def front_matter(facts: Facts) -> str:
     """The model card's metadata as YAML (https://github.com/huggingface/hub-docs, modelcard.md), results included."""
     figures, source, manifest = facts.figures, facts.source, facts.manifest
-    licence = "mit" if manifest["source"] == "tiny" else "llama3" if is_llama_3(manifest) else "other"
+    licence = "mit" if manifest["source"] == "tiny" else "llama3" if facts.is_llama_3 else "other"
 
     def result(task: str, prefix: str) -> dict[str, Any]:
         return {
@@ -159,11 +158,11 @@ def findings(figures: dict[str, float]) -> str:
     return "\n\n".join(lines)
 
 
-def licence_of_base(manifest: dict[str, Any]) -> str:
+def licence_of_base(facts: Facts) -> str:
     """Whose terms the weights are under, in a sentence or two."""
-    if manifest["source"] == "tiny":
+    if facts.manifest["source"] == "tiny":
         return "MIT: its weights are made by this project."
-    if is_llama_3(manifest):
+    if facts.is_llama_3:
         return (
             f"[Meta Llama 3 Community License](https://llama.meta.com/llama3/license). {BUILT_WITH} Its use is bound "
             "by the [Acceptable Use Policy](https://llama.meta.com/llama3/use-policy). Pass NOTICE and the licence on "
@@ -216,7 +215,7 @@ def card(facts: Facts) -> str:
         case _:
             base = "a model of your own"
     notice = f"\n{SIMULATED}\n" if source["simulated"] else ""
-    built_with = f"\n{BUILT_WITH}\n" if is_llama_3(manifest) else ""
+    built_with = f"\n{BUILT_WITH}\n" if facts.is_llama_3 else ""
     return f"""---
 {front_matter(facts)}---
 # {facts.name}
@@ -276,14 +275,14 @@ validation, {facts.data["test_overlap"]["13_grams"]} thirteen. What else the bas
 
 ## Licences
 
-- Base: {licence_of_base(manifest)}
+- Base: {licence_of_base(facts)}
 - Data: {source["licence"]}
 """
 
 
 def run_me(facts: Facts) -> str:
     """The page for whoever has the file and one of the three programs."""
-    built_with = f" {BUILT_WITH}" if is_llama_3(facts.manifest) else ""
+    built_with = f" {BUILT_WITH}" if facts.is_llama_3 else ""
     return f"""# Run {facts.name}
 
 **Not for clinical use.**{built_with} The commands are given from the directory above this one, where `{facts.gguf}`
@@ -335,7 +334,7 @@ def preset(facts: Facts) -> dict[str, Any]:
 def write_release(directory: Path, facts: Facts, base: Path) -> None:
     """Write all but the pictures into `directory`; the terms of the base in the directory `base` go along."""
     texts = {"README.md": card(facts), "RUN.md": run_me(facts), "Modelfile": modelfile(facts)}
-    if is_llama_3(facts.manifest):
+    if facts.is_llama_3:
         texts["NOTICE"] = NOTICE
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")

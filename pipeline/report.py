@@ -7,7 +7,7 @@ never scores a model again. Every figure in the model card comes from what is re
 from pathlib import Path
 
 from pipeline.compare import MEASURES, TEXT_BASELINES, Params, compare, headline, reliability, risk_coverage
-from pipeline.gguf import read_metadata
+from pipeline.header import read_metadata
 from pipeline.measures import read_predictions
 from pipeline.pictures import (
     accuracy_picture,

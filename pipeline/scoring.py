@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.header import read_metadata
 from pipeline.measures import UNPARSABLE
 from pipeline.prompt import LABELS
 from pipeline.records import Message
@@ -59,17 +60,16 @@ class Scorer:
         self.n_ctx = n_ctx
         self.model: Any = None
         self.context: Any = None
-        if not gguf.is_file() or gguf.open("rb").read(4) != b"GGUF":
-            raise Fail(f"{gguf} is missing or is no GGUF file; run `dvc checkout {gguf}` or `dvc repro`")
+        read_metadata(gguf)  # refuses what is no whole GGUF before native code reads it
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = int(os.environ.get("N_GPU_LAYERS", "999"))
         self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
         if not self.model:
-            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it is truncated or altered; run `dvc repro`")
+            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it was altered, or there is no memory; run `dvc repro`")
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.forms: Choices = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
-        self.template = self.chat_template()
+        self.template = self.chat_template(gguf)
         self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
         if not self.context:
             raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; lower evaluate.n_ctx")
@@ -95,16 +95,23 @@ class Scorer:
         if self.model:
             self.lib.llama_model_free(self.model)
 
-    def chat_template(self) -> Any:
+    def chat_template(self, gguf: Path) -> Any:
+        from jinja2 import TemplateError
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         template = self.lib.llama_model_chat_template(self.model, None)
         if not template:
-            raise Fail("the GGUF holds no chat template; convert it from a directory with chat_template.jinja")
+            raise Fail(f"{gguf} holds no chat template; run `dvc repro` on an instruct model")
         bos, eos = (
-            self.piece(token(self.vocab)).decode() for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
+            self.piece(token(self.vocab)).decode(errors="replace")
+            for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
         )
-        return Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
+        try:
+            formatter = Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
+            formatter(messages=[{"role": "user", "content": ""}])
+        except (TemplateError, TypeError) as error:
+            raise Fail(f"{gguf}: its chat template does not work ({error}); run `dvc repro`") from None
+        return formatter
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of `text`, special tokens parsed; with `add_special`, BOS where the vocabulary asks for it."""
@@ -154,7 +161,10 @@ class Scorer:
                     add(token, start + len(tokens) + i, range(sequence, sequence + 1), True)
             batch.n_tokens = index
             if status := self.lib.llama_decode(self.context, batch):
-                raise Fail(f"llama.cpp could not evaluate {index} tokens (llama_decode returned {status})")
+                raise Fail(
+                    f"llama.cpp could not evaluate {index} tokens (llama_decode returned {status}); "
+                    "set N_GPU_LAYERS lower, or free memory"
+                )
         finally:
             self.lib.llama_batch_free(batch)
 
@@ -170,7 +180,9 @@ class Scorer:
         pointer = self.lib.llama_get_logits_ith(self.context, index)
         logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
         if not np.isfinite(logits).all():
-            raise Fail("the model's logits are not finite")
+            raise Fail(
+                "the model's logits are not finite; train with a lower train.learning_rate, or run `dvc checkout`"
+            )
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 

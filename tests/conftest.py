@@ -106,10 +106,15 @@ def stages_named(output: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it."""
+    """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it.
+
+    What the stages printed is in the file `printed` beside it.
+    """
     directory = copy_project(tmp_path_factory.mktemp("micro") / "project")
     for stage in stages(directory):
         result = run_stage(directory, stage)
+        with (directory.parent / "printed").open("a") as file:
+            file.write(f"{stage}\n{result.stdout}{result.stderr}")
         if result.returncode != 0:
             pytest.fail(f"{stage}: {result.stderr}", pytrace=False)
     return directory

@@ -9,7 +9,7 @@ import gguf
 
 from pipeline import report
 from pipeline.embedded.tokenizer import CHAT_TEMPLATE
-from pipeline.gguf import SYSTEM_PROMPT
+from pipeline.header import SYSTEM_PROMPT
 from pipeline.measures import COLUMNS, Prediction
 from pipeline.prompt import LABELS
 
@@ -66,6 +66,8 @@ def write_gguf(path: Path, **changes: Any) -> None:
     """Write a GGUF without tensors whose metadata, but for the `changes`, are those of a Llama-3-8B."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(changes.get("name", "medical-reasoner"))
+    if "licence" in changes:
+        writer.add_license_name(changes["licence"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
     writer.add_context_length(8192)
     writer.add_embedding_length(4096)

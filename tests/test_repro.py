@@ -66,7 +66,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "comment.py": (),
     "experiments.py": (),
     "gate.py": (),
-    "gguf.py": ("quantize", "reference", "baseline", "report"),
+    "gguf.py": ("quantize", "reference", "baseline"),
+    "header.py": ("quantize", "evaluate", "reference", "baseline", "report"),
     "lock.py": (),
     "measures.py": ("evaluate", "reference", "baseline", "report"),
     "pictures.py": ("report",),
@@ -128,7 +129,7 @@ DATA: dict[str, tuple[str, ...]] = {
 # Every extra of pyproject.toml -> the stages that a moved pin reaches; the versions of the rest change no result.
 EXTRAS: dict[str, tuple[str, ...]] = {
     **{stage: (stage,) for stage in ALL if stage != "reference"},
-    "quantize": ("quantize", "reference", "baseline", "report"),
+    "quantize": ("quantize", "evaluate", "reference", "baseline", "report"),
     "evaluate": ("evaluate", "reference", "baseline", "report"),
     "s3": (),
     "server": (),

@@ -20,11 +20,10 @@ import pytest
 from openai import APIConnectionError, OpenAI
 
 from pipeline import ask
-from pipeline.gguf import SYSTEM_PROMPT, read_metadata
+from pipeline.header import SYSTEM_PROMPT, read_metadata
 from pipeline.prompt import LABELS, chat
 from pipeline.records import read_jsonl
 from pipeline.scoring import Scorer
-from pipeline.stage import Fail
 from tests.conftest import ROOT, yaml
 
 SYSTEM = yaml.load(ROOT / "profiles" / "micro.yaml")["format"]["system_prompt"]
@@ -309,9 +308,9 @@ def test_a_bad_abstract_is_refused_in_a_sentence(kind: str, how: str, micro: Pat
         (["  "], "the question is empty"),
         ([QUESTION, "--context", "missing.txt"], "missing.txt cannot be read (No such file"),
         ([QUESTION, "--context", "models"], "models cannot be read (Is a directory"),
-        ([QUESTION, "--gguf", "missing.gguf"], "missing.gguf is missing or is no GGUF file"),
-        ([QUESTION, "--gguf", "params.yaml"], "params.yaml is missing or is no GGUF file"),
-        ([QUESTION, "--gguf", "models"], "models is missing or is no GGUF file"),
+        ([QUESTION, "--gguf", "missing.gguf"], "missing.gguf is missing"),
+        ([QUESTION, "--gguf", "params.yaml"], "params.yaml is no whole GGUF file"),
+        ([QUESTION, "--gguf", "models"], "models cannot be read (Is a directory)"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(arguments: list[str], words: str, micro: Path) -> None:
@@ -331,15 +330,14 @@ def test_a_truncated_file_ends_in_a_sentence(size: int, micro: Path, gguf: Path,
     assert_refused(run_ask(micro, QUESTION, "--gguf", str(tmp_path / "cut.gguf")), "cut.gguf")
 
 
-def test_a_gguf_of_another_maker_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_of_another_maker_is_refused(micro: Path, tmp_path: Path) -> None:
     import gguf as library
 
     writer = library.GGUFWriter(tmp_path / "other.gguf", "llama")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(Fail, match="which system prompt"):
-        read_metadata(tmp_path / "other.gguf")
+    assert_refused(run_ask(micro, QUESTION, "--gguf", str(tmp_path / "other.gguf")), "which system prompt")
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:

@@ -141,10 +141,13 @@ def no_json(body: bytes) -> bytes:
         ("models/merged/model.safetensors", cut(HALF), "quantize", "truncated"),
         ("models/merged/model.safetensors", cut(0), "quantize", "truncated"),
         # a truncated GGUF
-        ("models/medical-reasoner.gguf", cut(0.99), "evaluate", "truncated"),
-        ("models/medical-reasoner.gguf", cut(HALF), "evaluate", "truncated"),
-        ("models/medical-reasoner.gguf", cut(0.001), "evaluate", "truncated"),
-        ("models/medical-reasoner.gguf", cut(0), "evaluate", "no GGUF file"),
+        ("models/medical-reasoner.gguf", cut(0.99), "evaluate", "no whole GGUF file"),
+        ("models/medical-reasoner.gguf", cut(HALF), "evaluate", "no whole GGUF file"),
+        ("models/medical-reasoner.gguf", cut(0.001), "evaluate", "no whole GGUF file"),
+        ("models/medical-reasoner.gguf", cut(0), "evaluate", "no whole GGUF file"),
+        # an altered GGUF
+        ("models/medical-reasoner.gguf", lambda body: body.replace(b"{% for", b"{% fox", 1), "evaluate", "template"),
+        ("models/medical-reasoner.gguf", lambda body: body.replace(b"{% for", b"{\xff for", 1), "evaluate", "utf-8"),
     ],
 )
 def test_files(project: Path, path: str, damage: Callable[[bytes], bytes], stage: str, problem: str):

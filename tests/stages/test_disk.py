@@ -40,7 +40,10 @@ slow = pytest.mark.slow
         "download",
         "format",
         "report",
-        *(pytest.param(stage, marks=slow) for stage in ("base", "train", "merge", "quantize", "evaluate", "baseline")),
+        *(
+            pytest.param(stage, marks=slow)
+            for stage in ("base", "train", "merge", "quantize", "evaluate", "reference", "baseline")
+        ),
     ],
 )
 def test_a_full_or_read_only_disk(micro: Path, tmp_path: Path, stage: str, free: str):

@@ -1,5 +1,6 @@
-"""No stage, and no DVC, asks for anything outside this machine when the base is present."""
+"""No stage, and no DVC, asks for anything outside this machine when the base is present; no question leaves data/."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,3 +46,16 @@ def test_a_run_in_a_network_namespace_of_its_own(micro: Path, tmp_path: Path, ta
         if not targets:
             for name in ("models/medical-reasoner.gguf", "metrics/compare.json"):
                 assert (project / name).read_bytes() == (micro / name).read_bytes()
+
+
+def test_no_question_abstract_or_conclusion_is_printed_or_in_what_is_committed_and_released(micro: Path):
+    records = json.loads((micro / "data" / "raw" / "ori_pqal.json").read_text())
+    texts = {text for record in records.values() for text in (record["QUESTION"], record["LONG_ANSWER"])}
+    texts |= {text for record in records.values() for text in record["CONTEXTS"]}
+    assert len(texts) > 200
+    printed = micro.parent / "printed"
+    assert "questions to" in printed.read_text()  # evaluate's progress bar: the stages' output is there
+    files = [path for folder in ("metrics", "models/release") for path in (micro / folder).rglob("*") if path.is_file()]
+    for path in [printed, *files]:
+        body = path.read_text(errors="replace")
+        assert not [text for text in texts if text in body], path

@@ -15,7 +15,7 @@ import pytest
 from pipeline.records import CHECKPOINTS, run_key
 from pipeline.stage import Fail
 from pipeline.train import COMPLETE, Params, device, digests, last_checkpoint, memory_errors
-from tests.conftest import ROOT, run_stage, set_params, stages, yaml
+from tests.conftest import ROOT, copy_project, output_of, repro, run_stage, set_params, stages, yaml
 
 SAME = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/train_log.csv"]
 # Four steps an epoch: the checkpoint lies in the second, and dropout draws random numbers at every step.
@@ -75,6 +75,32 @@ def test_a_changed_parameter_begins_anew(project: Path, tmp_path: Path, changes:
     assert json.loads((project / "metrics" / "train_resources.json").read_text())["resumed_after_step"] == 0
     for name in SAME:
         assert (fresh / name).read_bytes() == (project / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_another_clone_goes_on_with_what_a_lost_machine_left_on_its_disk(project: Path, tmp_path: Path):
+    """A spot machine: the second clone gets the first one's .checkpoints/ and DVC's cache, and nothing else."""
+    set_params(project, "train", **CHANGES)
+    assert run_stage(project, "train").returncode == 0
+
+    def clone(name: str) -> Path:
+        directory = copy_project(tmp_path / name)
+        set_params(directory, "train", **CHANGES)
+        subprocess.run(["git", "init", "--quiet"], cwd=directory, check=True)
+        output_of(directory, f"python3 -m dvc config --local cache.dir {tmp_path / 'disk' / 'cache'}")
+        return directory
+
+    first = clone("first")
+    assert repro(first, "format") == ["download", "base", "format"]
+    kill_after(first, 5)
+    second = clone("elsewhere/second")
+    shutil.move(first / CHECKPOINTS, second / CHECKPOINTS)
+    shutil.rmtree(first)
+    ran = repro(second, "train")
+    assert ran[-1] == "train"
+    assert json.loads((second / "metrics" / "train_resources.json").read_text())["resumed_after_step"] == 5
+    for name in SAME:
+        assert (second / name).read_bytes() == (project / name).read_bytes(), name
 
 
 def test_the_key_holds_all_that_determines_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import base, download, evaluate, quantize, report, train
+from pipeline import base, download, evaluate, quantize, reference, report, train
 from pipeline import format as formatting
 from pipeline.embedded.trials import records as trials
 from pipeline.measures import COLUMNS, read_predictions
 from pipeline.merge import check_adapter
-from pipeline.prompt import LABELS, completion, prompt
+from pipeline.prompt import LABELS, PROTOCOLS, completion, prompt
 from pipeline.records import read_examples, read_json, read_jsonl, write_jsonl
 from pipeline.stage import Fail, read_section
 from tests.conftest import ROOT, tried, yaml
@@ -34,6 +34,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "train": lambda: train.Params.load("train"),
     "quantize": lambda: quantize.Params.load("quantize"),
     "evaluate": lambda: evaluate.Params.load("evaluate"),
+    "reference": lambda: reference.Params.load("reference"),
     "report": lambda: report.Params.load("report"),
 }
 RECORDS, TRUTH = trials(1, 20, 20)
@@ -203,18 +204,25 @@ def test_adapter_configs(data: st.DataObject):
 def table() -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *(["9", label, "-1.0", "-2.0", "-3.0", "yes", "yes"] for label in LABELS)])
-    return text.getvalue().replace("9,no", "8,no").replace("9,maybe", "7,maybe")
+    rows = [
+        [protocol, pmid, label, "-1.0", "-2.0", "-3.0", "yes", "yes" if protocol == "chat" else "", "5"]
+        for protocol in PROTOCOLS
+        for pmid, label in zip("789", LABELS, strict=True)
+    ]
+    writer.writerows([COLUMNS, *rows])
+    return text.getvalue()
 
 
 @many
 @given(body=damaged(table()))
+@example(body=table().encode())
 def test_predictions(body: bytes):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "tuned.csv")
         path.write_bytes(body)
-        rows = refused("predictions", lambda: read_predictions(path))
-    if rows is not None:
-        assert rows
+        tables = refused("predictions", lambda: read_predictions(path))
+    assert tables or body != table().encode()
+    for protocol, rows in (tables or {}).items():
+        assert protocol in PROTOCOLS
         assert len({row.pmid for row in rows}) == len(rows)
         assert all({row.label, row.prediction} <= set(LABELS) for row in rows)

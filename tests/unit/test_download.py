@@ -169,7 +169,7 @@ def test_retry_after(header: str | None, seconds: float):
 def test_a_mirror_directory(tmp_path: Path):
     mirror = tmp_path / "mirror"
     mirror.mkdir()
-    with pytest.raises(Fail, match=r"mirror/ori_pqal.json is missing; params.yaml's download.location"):
+    with pytest.raises(Fail, match=r"mirror/ori_pqal.json is missing; put it there"):
         fetch(str(mirror), FILE, tmp_path / "raw.json")
     (mirror / "ori_pqal.json").write_bytes(BODY)
     fetch(str(mirror), FILE, tmp_path / "raw.json")

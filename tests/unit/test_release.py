@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.embedded.tokenizer import CHAT_TEMPLATE
-from pipeline.gguf import SYSTEM_PROMPT
+from pipeline.header import SYSTEM_PROMPT
 from pipeline.prompt import user
 from pipeline.release import NO_RELEASE, NOTICE, OLLAMA_TEMPLATE, SIMULATED, Facts, has_llama_3_turns, modelfile
 from tests.tables import DATA, make_report, write_gguf, write_inputs
@@ -67,7 +67,11 @@ def llama_3(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (directory / "base" / "manifest.json").write_text(json.dumps(HUB))
     (directory / "base" / "LICENSE").write_text("META LLAMA 3 COMMUNITY LICENSE AGREEMENT")
     (directory / "base" / "USE_POLICY.md").write_text("Acceptable Use Policy")
-    write_gguf(directory / "medical-reasoner.gguf", name="Llama-3-8B-medical-reasoner")
+    write_gguf(
+        directory / "medical-reasoner.gguf",
+        name="Llama-3-8B-medical-reasoner",
+        licence="Meta Llama 3 Community License",
+    )
     return Made(directory)
 
 

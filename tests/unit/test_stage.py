@@ -1,5 +1,7 @@
 """Strict parameters, one-sentence errors, and outputs that appear whole or not at all."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pydantic import Field
 
 import pipeline
 from pipeline.stage import Fail, Section, run, scratch, writing
+from tests.conftest import ROOT
 
 
 class Toy(Section):
@@ -177,3 +180,28 @@ def test_a_python_outside_any_environment_goes_on_with_the_projects_own(tmp_path
     system = Path(sys.base_prefix, "bin", "python3")
     done = subprocess.run([system, "-m", "pipeline.which", "a b"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tmp_path / '.venv'} a b\n"
+
+
+def sentences() -> list[tuple[str, str]]:
+    """Where, and how, each `Fail` of the pipeline is raised."""
+    found: list[tuple[str, str]] = []
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Fail":
+                found.append((f"{path.name}:{node.lineno}", ast.get_source_segment(source, node.args[0]) or ""))
+    return found
+
+
+# Another sentence with a place before it, and a verdict.
+BUILT = ["judgement.sentence", """f"{test}, PMID {row['pmid']}: {error}\""""]
+STEPS = (
+    r"\b(run|correct|lower|raise|set|give|free|choose|put|install|check|compare|accept|convert|make|git diff"
+    r"|AGAIN|ABSURD|again|needs|write)\b"
+)
+
+
+def test_every_error_says_what_to_do_next():
+    assert len(sentences()) > 60
+    without = [where for where, text in sentences() if text not in BUILT and not re.search(STEPS, text)]
+    assert not without
