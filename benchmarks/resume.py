@@ -4,9 +4,9 @@
 
 Runs the `train` stage of copies in --work of a project whose `format` and `base` stages have run: one is killed once
 its checkpoint after step --after is whole, then run again. It is compared with the project --whole, trained with the
-same parameters, or else with a copy that is left alone. --set changes parameters of the `train` section. Prints a JSON
-object; `reproducible_steps` says for how many steps, from the first, the two runs' logs agree to the last digit: those
-before the kill tell whether this card repeats itself at all.
+same parameters (its log, and its adapter if that is there), or else with a copy that is left alone. --set changes
+parameters of the `train` section. Prints a JSON object; `reproducible_steps` says for how many steps, from the first,
+the two runs' logs agree to the last digit: those before the kill tell whether this card repeats itself at all.
 """
 
 import argparse
@@ -98,7 +98,14 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
     losses = [abs(float(row["loss"]) - float(other["loss"])) for row, other in zip(rows, expected, strict=True)]
     resources = json.loads((killed / "metrics" / "train_resources.json").read_text(encoding="utf-8"))
     after = resources["resumed_after_step"]
-    difference, largest = adapter_difference(whole, killed)
+    figures: dict[str, Any] = {}
+    if (whole / ADAPTER).exists():
+        difference, largest = adapter_difference(whole, killed)
+        figures = {
+            "adapter_files_equal": (whole / ADAPTER).read_bytes() == (killed / ADAPTER).read_bytes(),
+            "adapter_max_difference": difference,
+            "adapter_largest_weight": largest,
+        }
     return {
         "steps_logged_once_each": [row["step"] for row in rows] == [str(step) for step in range(1, len(rows) + 1)],
         "steps": len(rows),
@@ -107,9 +114,7 @@ def compare(whole: Path, killed: Path) -> dict[str, Any]:
         "reproducible_steps": same.index(False) if False in same else len(same),
         "loss_difference_before": max(losses[:after], default=0.0),
         "loss_difference_after": max(losses[after:], default=0.0),
-        "adapter_files_equal": (whole / ADAPTER).read_bytes() == (killed / ADAPTER).read_bytes(),
-        "adapter_max_difference": difference,
-        "adapter_largest_weight": largest,
+        **figures,
         "peak_vram_reserved_mib": resources["peak_vram_reserved_mib"],
     }
 
