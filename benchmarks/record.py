@@ -191,8 +191,9 @@ def card() -> list[str]:
     return [
         *lines,
         "",
-        f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s without",
-        f"checkpoints, in {reserved} GiB. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over reading them.",
+        f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s",
+        f"without checkpoints, in {reserved} GiB. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over",
+        "reading them.",
     ]
 
 
