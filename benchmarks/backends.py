@@ -5,13 +5,13 @@
 
 Runs in a project whose `format` and `base` stages have run (a rehearsal's, say) and prints a JSON object for each
 batch. One backend a process: Unsloth changes TRL for good. --set changes parameters of the profile's `train` section.
+No checkpoint is written, so that the speed is that between two of them: --set save_steps=10 shows what they cost.
 """
 
 import argparse
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +26,31 @@ def measure(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dic
     """Train `max_steps` steps; speed over those after the warm-up, and peaks of VRAM in GiB over all."""
     import torch
 
-    recorder = step_recorder()
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(params, model, tokenizer, rows, Path(work))
-        trainer.add_callback(recorder)
+        trainer.add_callback(step_recorder())
         forget_loading()
-        start = time.perf_counter()
         trainer.train()
-    first, last = recorder.rows[warm_up - 1], recorder.rows[-1]
-    seconds, tokens, steps = last[1] - first[1], last[2] - first[2], last[0] - first[0]
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    timed = history[warm_up:]
+    seconds = sum(row["seconds"] for row in timed)
+    tokens = timed[-1]["num_input_tokens_seen"] - history[warm_up - 1]["num_input_tokens_seen"]
     return {
         "backend": params.backend,
         "batch": f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",
         "dtype": params.dtype,
         "gradient_checkpointing": params.gradient_checkpointing,
         "offload_embedding": params.offload_embedding,
-        "steps": steps,
+        "steps": len(timed),
         "tokens": tokens,
-        "seconds_a_step": round(seconds / steps, 3),
+        "seconds_a_step": round(seconds / len(timed), 3),
         "tokens_per_s": round(tokens / seconds, 1),
-        "first_steps_s": round(first[1] - start, 1),
+        "first_steps_s": round(sum(row["seconds"] for row in history[:warm_up]), 1),
         "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
-        "skipped_steps": recorder.skipped,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "skipped_steps": sum(row["skipped"] for row in history),
+        "first_loss": history[0]["loss"],
+        "last_loss": history[-1]["loss"],
     }
 
 
@@ -66,7 +65,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=0, help="train on so many longest examples alone")
     options = parser.parse_args()
     yaml = YAML(typ="safe")
-    values = yaml.load(options.profile)["train"] | {"max_steps": options.steps}
+    values = yaml.load(options.profile)["train"] | {"max_steps": options.steps, "save_steps": options.steps}
     values |= {name: yaml.load(value) for name, value in (item.split("=", 1) for item in options.set)}
     batches = [batch.split("x") for batch in filter(None, options.batches.split(","))]
     runs = [

@@ -1,6 +1,6 @@
-"""Keep measured figures in benchmarks/results.json; write benchmarks/RESULTS.md and README.md's results.
+"""Keep measured figures in benchmarks/results.json; write RESULTS.md and the tables of README.md and docs/hardware.md.
 
-`python benchmarks/record.py` writes both; with `--check` it fails when one of them is not what it would write.
+`python benchmarks/record.py` writes all three; with `--check` it fails when one of them is not what it would write.
 A figure is a flat key with its value, unit, command, hardware, versions, commit, date and raw log.
 """
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ruamel.yaml import YAML
 
 HERE = Path(__file__).parent
 RESULTS, TABLE, FAULTS = HERE / "results.json", HERE / "RESULTS.md", HERE / "faults.json"
-README = HERE.parent / "README.md"
+README, HARDWARE = HERE.parent / "README.md", HERE.parent / "docs" / "hardware.md"
 MARKERS = ("<!-- results: written by benchmarks/record.py -->", "<!-- end of results -->")
 STAGE_MARKERS = ("<!-- stages: written by benchmarks/record.py -->", "<!-- end of stages -->")
 CARD_MARKERS = ("<!-- card: written by benchmarks/record.py -->", "<!-- end of card -->")
@@ -35,7 +36,7 @@ STAGES = {  # what each reads and writes, in words
     "report": ("predictions and metrics", "`metrics/compare.json`, pictures, `models/release/`"),
 }
 MODELS = ("base", "tuned", "tfidf", "majority")
-COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a rehearsal's stage, as README prints them
+COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a rehearsal's stage, as it is printed
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dvc")
 
 
@@ -99,7 +100,7 @@ def table() -> str:
 
 
 def readme() -> str:
-    """README.md with the results of the committed runs between its two markers."""
+    """README.md with the results of the committed runs and the stages, each between two markers."""
     runs = {
         "tiny Llama, simulated trials": HERE.parent / "metrics",
         "tiny Llama, the real PubMedQA": HERE / "runs" / "tiny-pubmedqa" / "metrics",
@@ -116,10 +117,7 @@ def readme() -> str:
         size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
     lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")
-    text = README.read_text(encoding="utf-8")
-    for markers, block in {MARKERS: lines, STAGE_MARKERS: stage_table(), CARD_MARKERS: card()}.items():
-        text = between(markers, block, text)
-    return text
+    return between(STAGE_MARKERS, stage_table(), between(MARKERS, lines, README.read_text(encoding="utf-8")))
 
 
 def stage_table() -> list[str]:
@@ -152,13 +150,18 @@ def between(markers: tuple[str, str], lines: list[str], text: str) -> str:
 
 
 def card() -> list[str]:
-    """What the 8B profile costs by stage, and what a card does with its file: README's two tables."""
+    """What the 8B profile costs by stage, and what a card does with its file: two tables of docs/hardware.md."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
 
     def value(key: str, form: str = ",.0f") -> str:
         return format(results[key]["value"], form) if key in results else ""
 
+    disk, memory = results["rehearsal.disk_gb"]["value"], results["quantize.peak_anon_gib"]["value"]
+    vram_needed = results["train.t4.peak_reserved_gib"]["value"]
     lines = [
+        f"To have ready: {5 * ceil(disk / 5)} GB of free disk, {ceil(2 * vram_needed) / 2} GiB of VRAM (a gigabyte",
+        f"more with `train.offload_embedding: false`), {ceil(memory)} GiB of memory, and `HF_TOKEN`.",
+        "",
         "| stage | time, s | memory of its own, GiB | disk in all, GB | VRAM, GiB |",
         "| --- | --: | --: | --: | --: |",
     ]
@@ -189,7 +192,8 @@ def card() -> list[str]:
         *lines,
         "",
         f"`profiles/llama3-8b.yaml` (bf16, 24 GB and more, Ampere or newer) trained at {speed} tokens/s",
-        f"in {reserved} GiB there. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over reading them.",
+        f"without checkpoints, in {reserved} GiB. Scoring 500 questions ran at {asked} tokens/s, {over:.0f} % over",
+        "reading them.",
     ]
 
 
@@ -197,7 +201,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if a page is stale, and write nothing")
     check = parser.parse_args().check
-    for path, text in {TABLE: table(), README: readme()}.items():
+    pages = {TABLE: table(), README: readme(), HARDWARE: between(CARD_MARKERS, card(), HARDWARE.read_text("utf-8"))}
+    for path, text in pages.items():
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -42,6 +42,8 @@ def problems(pmid: str, record: Any) -> list[str]:
     if not isinstance(record, dict) or not is_text(pmid):
         return [f"PMID {pmid}: not a record"]
     found: list[str] = []
+    if not re.fullmatch(r"[\w.-]+", pmid):  # tables of predictions are CSV without quotes
+        found.append(f"PMID {pmid}: an identifier is made of letters, digits, '.', '-' and '_'")
     for field in ("QUESTION", "LONG_ANSWER"):
         if not is_text(record.get(field)) or not record[field].strip():
             found.append(f"PMID {pmid}: {field} is missing or empty")

@@ -171,7 +171,10 @@ class Scorer:
     def check_room(self, tokens: int) -> None:
         """Raise `Fail` unless the context holds so many tokens."""
         if tokens > self.n_ctx:
-            raise Fail(f"prompt and answer take {tokens} tokens: raise params.yaml's evaluate.n_ctx from {self.n_ctx}")
+            raise Fail(
+                f"prompt and answer take {tokens} tokens: raise params.yaml's evaluate.n_ctx (for reference: "
+                f"reference.n_ctx) from {self.n_ctx}"
+            )
 
     def log_probabilities(self, index: int) -> Any:
         """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""

@@ -1,6 +1,5 @@
 """The notebook is run on the micro profile; what is rented is read as far as it can be without the launcher."""
 
-import json
 import re
 import shutil
 import sys
@@ -164,12 +163,6 @@ def test_a_machine_that_is_lost_after_training_costs_no_second_training(origin: 
     assert pushed(store, tmp_path / "home")
 
 
-def test_the_page_says_what_was_measured() -> None:
+def test_the_page_names_no_price() -> None:
     page = (ROOT / "docs/rent-a-t4.md").read_text()
-    measured = {key: row["value"] for key, row in json.loads((ROOT / "benchmarks/results.json").read_text()).items()}
-    for stage in ("train", "merge", "quantize", "evaluate", "baseline", "report"):
-        seconds, disk = (measured[f"rehearsal.{stage}.{figure}"] for figure in ("wall_s", "disk_gb"))
-        assert re.search(rf"^\| {stage}\b[^|]*\| {seconds} \| {disk} \|$", page, re.MULTILINE)
-    setup, pipeline = (measured[key] for key in ("setup.wall_s", "repro.tiny.wall_s"))
-    assert f"set-up {setup:.0f} s, the pipeline {pipeline:.0f} s" in page
-    assert not re.search(r"[$€£] ?\d|\d ?(USD|EUR|dollars)", page)  # prices change by the day
+    assert not re.search(r"[$€£] ?\d|\d ?(USD|EUR|dollars)", page)  # they change by the day

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import base, download, evaluate, quantize, reference, report, train
 from pipeline import format as formatting
 from pipeline.embedded.trials import records as trials
-from pipeline.measures import COLUMNS, read_predictions
+from pipeline.measures import COLUMNS, parse_predictions, read_predictions
 from pipeline.merge import check_adapter
 from pipeline.prompt import LABELS, PROTOCOLS, completion, prompt
 from pipeline.records import read_examples, read_json, read_jsonl, write_jsonl
@@ -126,8 +126,16 @@ def test_parameters(stage: str, data: st.DataObject):
     params = refused("params.yaml: values", LOADERS[stage])
     if params is not None:  # only what the file says, and of the type that it says
         written = read_section(stage)
-        assert params.model_dump() == written
-        assert all(type(value) in {type(written[name]), float} for name, value in params)
+        found = params.model_dump()
+        assert found == written
+        assert all(type(value) in {type(written[name]), float} for name, value in found.items())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.usefixtures("here")
+def test_whole_profiles_are_accepted(profile: dict[str, Any]):
+    Path("params.yaml").write_text(json.dumps(profile))
+    assert {stage: load().model_dump() for stage, load in LOADERS.items()} == profile
 
 
 @many
@@ -149,6 +157,9 @@ def test_records(data: st.DataObject):
     if not isinstance(truth, dict):
         return
     if refused("records", lambda: [formatting.check_records(records, truth)], text) is not None:
+        rows = [f"chat,{pmid},yes,-1.0,-2.0,-3.0,yes,yes,5" for pmid in records]
+        (table,) = parse_predictions("\n".join([",".join(COLUMNS), *rows]), "tuned.csv").values()
+        assert {row.pmid for row in table} == records.keys()  # what is scored can be read back
         for record in records.values():
             json.dumps([prompt(record, "system"), completion(record)], ensure_ascii=False).encode()
             assert record["final_decision"] in LABELS

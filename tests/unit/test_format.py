@@ -99,6 +99,11 @@ def test_a_bad_record_is_refused_by_pmid_and_field(changes: dict[str, Any], fiel
         check_records({"16": record(), "17": record(**changes)}, {"16": "yes"})
 
 
+@pytest.mark.parametrize("pmid", ["a,b", "a\nb", 'a"b', "", " 7"])
+def test_an_identifier_that_a_table_of_predictions_could_not_hold(pmid: str):
+    assert problems(pmid, record()) == [f"PMID {pmid}: an identifier is made of letters, digits, '.', '-' and '_'"]
+
+
 def test_a_good_record_has_no_problem():
     assert problems("17", record()) == []
     assert problems("17", "not a record") == ["PMID 17: not a record"]
