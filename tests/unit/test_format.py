@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.format import Params, add_artificial, check_records, main, ngrams, overlap, problems, split, texts_as_data
+from pipeline.format import (
+    Params,
+    add_artificial,
+    check_records,
+    control_tokens,
+    main,
+    ngrams,
+    overlap,
+    problems,
+    split,
+    statistics,
+    texts_as_data,
+)
 from pipeline.stage import Fail
 
 TEXT = "a question that no error may quote"
@@ -243,3 +255,16 @@ def test_every_text_of_a_record_is_data_and_nothing_else_changes():
         "LONG_ANSWER": "< |eot_id|>!",
     }
     assert texts_as_data(plain, ["<|eot_id|>"]) == plain
+
+
+def test_the_control_tokens_are_the_bases_special_ones(tmp_path: Path):
+    added = [("<|eot_id|>", True), ("<tab>", False), ("<s>", True)]
+    tokens = [{"id": i, "content": name, "special": special} for i, (name, special) in enumerate(added)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    assert control_tokens(tmp_path) == ["<|eot_id|>", "<s>"]
+
+
+def test_statistics_of_lengths_that_differ():
+    labels = {name: ["yes", "no", "yes"] for name in ("train", "validation", "test")}
+    found = statistics(labels, {"train": [100, 101, 101], "validation": [5, 9, 1], "test": [7, 7, 8]})
+    assert [(row["tokens_mean"], row["tokens_max"]) for row in found.values()] == [(100.7, 101), (5.0, 9), (7.3, 8)]
