@@ -238,6 +238,12 @@ def test_overlap_counts_validation_as_seen(tmp_path: Path, run_format: Callable[
     assert json.loads((tmp_path / "m.json").read_text())["test_overlap"] == {"8_grams": 1, "13_grams": 0}
 
 
+def test_records_with_a_problem_become_no_file(tmp_path: Path, run_format: Callable[..., dict[str, list[Any]]]):
+    with pytest.raises(Fail, match="PMID 1: final_decision"):
+        run_format(RECORDS | {"1": record("perhaps")})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["records", "truth", "artificial"])
 def test_a_file_of_another_shape(name: str, run_format: Callable[..., dict[str, list[Any]]]):
     with pytest.raises(Fail, match="is not a JSON object of PMIDs"):
