@@ -497,7 +497,7 @@ class TestAFailedQuestion:
         return run
 
     def test_a_prompt_that_is_too_long(self, evaluate: Callable[..., None]):
-        with pytest.raises(Fail, match=r"test\.jsonl, PMID 900000040: .*evaluate\.n_ctx from 128"):
+        with pytest.raises(Fail, match=r"test\.jsonl, PMID 900000040: .*evaluate\.n_ctx .*from 128"):
             evaluate(n_ctx=128)
 
     def test_llama_cpp_refuses(self, evaluate: Callable[..., None], monkeypatch: pytest.MonkeyPatch):

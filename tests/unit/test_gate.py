@@ -153,6 +153,12 @@ def test_what_is_not_here_is_a_failure_not_a_pass(project: Path) -> None:
         judge("main")
 
 
+def test_a_base_that_answered_other_questions_is_no_base_to_compare_with(project: Path) -> None:
+    (project / BASE).write_text(table(range(100), first=2000))
+    with pytest.raises(Fail, match=r"base\.csv and .*tuned\.csv answered different questions: PMID 1000"):
+        judge("main")
+
+
 # Git
 
 
