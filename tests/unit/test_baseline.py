@@ -61,6 +61,12 @@ def test_the_draw_of_validation_changes_nothing(tmp_path: Path):
     assert results[0] == results[1]
 
 
+@pytest.mark.filterwarnings("error:The least populated class")
+def test_every_fold_holds_every_label(tmp_path: Path):
+    train = write(tmp_path / "train", {"yes": 12, "no": 6, "maybe": 3})
+    assert text_baselines([train], write(tmp_path / "test", {"yes": 3, "no": 1}))["majority_accuracy"] == 0.75
+
+
 @pytest.mark.parametrize("labels", [{"yes": 9, "no": 4}, {"yes": 9, "no": 4, "maybe": 1}])
 @pytest.mark.filterwarnings("ignore:The least populated class")
 def test_data_without_a_label_or_with_one_of_it(tmp_path: Path, labels: dict[str, int]):

@@ -216,6 +216,17 @@ def test_both_files_or_nothing(mirror: Path, tmp_path: Path):
     assert list(raw.parent.iterdir()) == [raw]
 
 
+@pytest.mark.usefixtures("mirror")
+def test_only_the_published_file_is_called_pubmedqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    main(tmp_path / "raw")
+    source = json.loads((tmp_path / "raw" / "source.json").read_text())
+    assert source == {"simulated": False, "name": "own data", "licence": "its own"}
+    monkeypatch.setattr("pipeline.download.PUBMEDQA_SHA256", FILE.sha256)
+    main(tmp_path / "raw")
+    source = json.loads((tmp_path / "raw" / "source.json").read_text())
+    assert (source["name"], source["dataset"]) == ("PubMedQA PQA-L", "qiaojin/PubMedQA")
+
+
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
@@ -280,6 +291,7 @@ class TestArtificial:
         assert result.returncode == 0, result.stderr
         records = json.loads((tmp_path / "raw" / "ori_pqaa.json").read_text())
         assert len(records) == 5
+        assert set(records) != {str(row["pubid"]) for row in ROWS[:5]}  # drawn, and not the first
         rows = {str(row["pubid"]): row for row in ROWS}
         assert records == {
             pmid: {

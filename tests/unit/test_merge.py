@@ -38,6 +38,19 @@ def test_a_sum_that_is_no_number(bad: float):
         fold(torch.zeros(2, 2, dtype=torch.float16), (a, b), 1.0, "w")
 
 
+@pytest.mark.parametrize("bad", [1e30, -1e30])
+def test_one_number_beyond_the_type_is_enough(bad: float):
+    a, b = torch.tensor([[bad, 0.0]]), torch.ones(2, 1)
+    with pytest.raises(Fail, match="w: the merged weight is not finite"):
+        fold(torch.zeros(2, 2, dtype=torch.float16), (a, b), 1.0, "w")
+
+
+def test_the_weight_that_came_in_stays_as_it_was():
+    weight = torch.zeros(2, 2)
+    assert fold(weight, (torch.ones(1, 2), torch.ones(2, 1)), 0.5, "w").equal(torch.full((2, 2), 0.5))
+    assert weight.equal(torch.zeros(2, 2))
+
+
 def test_a_pair_of_another_shape():
     with pytest.raises(Fail, match=r"w: the adapter's shape \(2, 3\) is not the base's \(2, 2\)"):
         fold(torch.zeros(2, 2), (torch.ones(1, 3), torch.ones(2, 1)), 1.0, "w")

@@ -1,10 +1,11 @@
 """JSON, JSONL and CSV files: errors name file and line, and never quote the text."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.records import read_json, read_jsonl, sha256, write_csv, write_json, write_jsonl
+from pipeline.records import read_examples, read_json, read_jsonl, sha256, write_csv, write_json, write_jsonl
 from pipeline.stage import Fail
 
 SECRET = "Does secretin help?"
@@ -89,3 +90,46 @@ def test_csv(tmp_path: Path):
 def test_sha256(tmp_path: Path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+TURN = {"role": "user", "content": SECRET}
+EXAMPLE: dict[str, Any] = {"pmid": "1", "label": "yes", "prompt": [TURN], "completion": [TURN]}
+ASKED = EXAMPLE | {"lm_eval": SECRET, "question_only": [TURN]}
+
+
+def test_examples_are_read_as_they_were_written(tmp_path: Path):
+    for rows, test in (([EXAMPLE, EXAMPLE], False), ([ASKED, ASKED], True), ([ASKED], False)):
+        write_jsonl(tmp_path / "x.jsonl", rows)
+        assert read_examples(tmp_path / "x.jsonl", test) == rows
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pmid": 1},
+        {"label": "unparsable"},
+        {"prompt": []},
+        {"prompt": TURN},
+        {"prompt": [SECRET]},
+        {"prompt": [{"role": "user"}]},
+        {"prompt": [TURN | {"name": "x"}]},
+        {"prompt": [TURN | {"content": None}]},
+        {"completion": []},
+        {"completion": [TURN | {"role": "\ud800"}]},
+        {"lm_eval": None},
+        {"lm_eval": [TURN]},
+        {"question_only": []},
+        {"question_only": SECRET},
+    ],
+)
+def test_what_is_no_example_is_named_by_its_line(tmp_path: Path, changes: dict[str, Any]):
+    write_jsonl(tmp_path / "x.jsonl", [ASKED, ASKED | changes])
+    with pytest.raises(Fail, match=r"x\.jsonl, line 2: not an example as `format` writes it") as failure:
+        read_examples(tmp_path / "x.jsonl", test=True)
+    assert SECRET not in str(failure.value)
+
+
+def test_no_example_at_all(tmp_path: Path):
+    write_jsonl(tmp_path / "x.jsonl", [])
+    with pytest.raises(Fail, match=r"x\.jsonl holds no example"):
+        read_examples(tmp_path / "x.jsonl")
