@@ -1,6 +1,7 @@
 """Strict parameters, one-sentence errors, and outputs that appear whole or not at all."""
 
 import ast
+import errno
 import re
 import shutil
 import subprocess
@@ -162,12 +163,30 @@ def test_fail_becomes_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch):
     assert ended.value.code == "test_stage: the sentence"  # python prints a string and exits with 1
 
 
-def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.json"), "x.json: No space left on device; free disk"),
+        (OSError(errno.EROFS, "Read-only file system"), "an output: Read-only file system; free disk"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), r"could not be written \(Pytorch.* free disk"),
+    ],
+)
+def test_a_full_or_read_only_disk_becomes_one_too(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str):
     def main() -> None:
-        raise KeyError("a bug")
+        raise error
 
     monkeypatch.setattr("sys.argv", ["toy"])
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit, match=f"test_stage: .*{sentence}"):
+        run(main)
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), ConnectionResetError(errno.ECONNRESET, "reset")])
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def main() -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["toy"])
+    with pytest.raises(type(error)):
         run(main)
 
 
