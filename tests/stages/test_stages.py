@@ -446,20 +446,29 @@ FORMS = {
     "no": ["No effect was seen", "no, it is not so"],
     "maybe": ["It may be so"],
 }
+OF_TWO_TOKENS = {"yes": ["yes"], "no": ["No."], "maybe": ["Maybe, yes"]}
 
 
+@pytest.mark.parametrize(
+    ("words", "lengths"),
+    [
+        (FORMS, {"yes": 1, "no": 7, "maybe": 6}),
+        (OF_TWO_TOKENS, {"yes": 1, "no": 2, "maybe": 3}),
+    ],
+    ids=["long", "of two tokens"],
+)
 def test_answers_of_several_tokens_equal_separate_evaluation(
-    wide: Path, question: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    wide: Path,
+    question: list[dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    words: dict[str, list[str]],
+    lengths: dict[str, int],
 ):
     from llama_cpp import Llama
 
-    monkeypatch.setattr(scoring, "surface_forms", FORMS.__getitem__)
+    monkeypatch.setattr(scoring, "surface_forms", words.__getitem__)
     with Scorer(wide, 2048) as scorer:
-        assert {label: min(map(len, forms)) > 3 for label, forms in scorer.forms.items()} == {
-            "yes": False,
-            "no": True,
-            "maybe": True,
-        }
+        assert {label: min(map(len, forms)) for label, forms in scorer.forms.items()} == lengths
         prompt, forms = scorer.chat(question)
         together, first = scorer.score(prompt, forms)
         greedy = scorer.greedy(first, len(prompt), 8)

@@ -62,13 +62,19 @@ class Told(Scorer):
     def __init__(self, *pieces: str) -> None:
         self.pieces = [piece.encode() for piece in pieces]
         self.fed: list[tuple[int, int]] = []  # token and position
-        self.lib, self.vocab, self.n_ctx = self, None, 20
+        self.lib, self.vocab, self.context, self.n_ctx = self, None, None, 20
 
     def llama_vocab_is_eog(self, vocab: Any, token: int) -> bool:
         return token == len(self.pieces)
 
     def piece(self, token: int) -> bytes:
         return self.pieces[token]
+
+    def llama_get_memory(self, context: Any) -> None:
+        assert context is None
+
+    def llama_memory_clear(self, memory: Any, data: bool) -> None:
+        raise EOFError  # as far as these tests follow
 
     def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
         assert not tails
@@ -111,3 +117,12 @@ def test_the_greedy_answer_needs_room_for_all_its_tokens_but_the_last():
     assert scorer.greedy(scorer.after(0), position=15, max_new_tokens=6) == "no"
     with pytest.raises(Fail, match=r"take 21 tokens: raise params\.yaml's evaluate\.n_ctx .*from 20"):
         scorer.greedy(scorer.after(0), position=16, max_new_tokens=6)
+
+
+def test_a_question_needs_room_for_all_tokens_of_the_forms_but_their_last():
+    scorer = Told("No", ".")
+    choices = {"yes": [[1], [1, 2, 3]], "no": [[4, 5]], "maybe": [[6]]}  # three more than the prompt
+    with pytest.raises(EOFError):
+        scorer.score([0] * 17, choices)
+    with pytest.raises(Fail, match="take 21 tokens"):
+        scorer.score([0] * 18, choices)

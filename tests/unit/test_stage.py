@@ -108,7 +108,7 @@ def content(path: Path) -> str:
 @pytest.mark.parametrize("directory", [False, True], ids=["file", "directory"])
 class TestWriting:
     def test_success_replaces_and_leaves_nothing_else(self, tmp_path: Path, directory: bool):
-        target = tmp_path / "new" / "output"
+        target = tmp_path / "quite" / "new" / "output"
         for text in ("first", "second"):
             with writing(target) as partial:
                 assert partial.parent == target.parent  # so that the rename stays on one file system
