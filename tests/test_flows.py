@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
+import psutil
 import pytest
 from conftest import ROOT, output_of, repro, set_params, stages, yaml
 from moto.server import ThreadedMotoServer
@@ -265,10 +266,13 @@ def test_a_sweep_of_seeds_runs_in_two_workers_and_becomes_mean_and_spread(team: 
     clone = team.machine(tmp_path / "clone")
     output_of(clone, "dvc pull", **CREDENTIALS)
     assert "Queued" in output_of(clone, "dvc exp run --queue -S train.seed=1,2 train && dvc queue status")
-    output_of(clone, "dvc queue start --jobs 2")
+    # A worker that finds the queue empty may stay: on a busy machine it was seen to wait for ever, holding our pipe.
+    output_of(clone, "dvc queue start --jobs 2 > /dev/null 2>&1")
     while re.search("Queued|Running", status := output_of(clone, "dvc queue status")):
         time.sleep(1)
-    output_of(clone, "dvc queue stop")
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] == str(clone):
+            process.kill()
     assert status.count("Success") == 2, status
     table = [line.split() for line in output_of(clone, "python3 -m pipeline.experiments").splitlines()]
     (row,) = [row for row in table if "validation_loss" in row]
