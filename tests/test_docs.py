@@ -32,7 +32,7 @@ ELSEWHERE = {
 """: "tests/stages/test_ask.py::test_the_server_sees_the_very_tokens_and_answers_whole_and_in_a_stream",
     """dvc pull                     # the GGUF, its model card, base, adapter and data
 dvc repro --allow-missing    # has nothing to do
-""": "tests/test_remote.py::test_a_bare_pull_on_a_fresh_clone_brings_every_output_and_nothing_is_left_to_do",
+""": "tests/test_remote.py::test_after_a_pull_nothing_is_left_to_do",
     """dvc get ../medical-reasoner models/medical-reasoner.gguf
 git tag --annotate medical-reasoner@v1.0.0 --message 'the first version'
 dvc artifacts get ../medical-reasoner medical-reasoner --rev v1.0.0
