@@ -225,7 +225,7 @@ def run_kills(number: int, seed: int, log: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-TESTS = ("tests/unit/test_bad_inputs.py", "tests/unit/test_download.py", "tests/unit/test_weights.py")
+TESTS = tuple(f"tests/unit/test_{name}.py" for name in ("bad_inputs", "header", "download", "weights"))
 SLOW_TESTS = ("tests/stages/test_disk.py", "tests/stages/test_offline.py", "tests/stages/test_resume.py")
 
 
