@@ -20,7 +20,7 @@ from pipeline.header import read_metadata
 ROOT = HERE.parent
 LOG = HERE / "logs" / "startup.log"
 TIMES = 7
-LIBRARIES = "import typer, pydantic, ruamel.yaml"  # what every command needs before its first own line
+LIBRARIES = "import typer, ruamel.yaml; from pydantic import BaseModel"  # pydantic alone loads nothing
 VOCABULARY, MERGES = 128_256, 280_147  # Llama 3's
 
 
