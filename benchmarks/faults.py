@@ -283,7 +283,7 @@ def main() -> None:
     for paths in (TESTS, SLOW_TESTS):
         for path in paths:
             found = run_tests((path,), options.cases, log)
-            rows += [row | {"command": f"pytest -m 'not gpu' {path}"} for row in found]
+            rows += [row | {"command": f"BAD_INPUTS={options.cases} pytest -m 'not gpu' {path}"} for row in found]
     LOG.write_text("\n".join(log) + "\n", encoding="utf-8")
     FAULTS.write_text(json.dumps(summary(rows), indent=2) + "\n", encoding="utf-8")
     figures: dict[str, tuple[float, str]] = {}
