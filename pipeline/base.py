@@ -5,6 +5,7 @@ with size and sha256). A hub model's weights are fetched by the stage that first
 here. Nothing but safetensors is accepted, and no code of a model repository is ever run.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from pipeline.records import write_json
 from pipeline.stage import Fail, Section, Usage, read_section, run, writing
-from pipeline.weights import MANIFEST, copy_configuration, describe, fetch, hub_errors
+from pipeline.weights import AND_AGAIN, MANIFEST, copy_configuration, describe, fetch, from_hub
 
 
 class Hub(Section):
@@ -43,15 +44,31 @@ def load_params() -> Section:
             raise Fail(f"params.yaml: base.source: {other!r} is not one of hub, local, tiny; set it to one")
 
 
+def check_fetched(directory: Path, siblings: list[Any]) -> None:
+    """Raise `Fail` if a fetched file is not the one that the hub names: its sha256 or, if it is small, git's sha1."""
+    for file in siblings:
+        path = directory / file.rfilename
+        if not path.is_file():
+            continue
+        body = path.read_bytes()
+        if file.lfs:
+            whole = file.lfs.sha256 == hashlib.sha256(body).hexdigest()
+        else:
+            whole = file.blob_id == hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+        if not whole:
+            raise Fail(f"{path} is not what the hub has; remove {path.resolve()} {AND_AGAIN}")
+
+
 def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
     """Name, size and sha256 of a repository's safetensors files at a commit, as the hub (or a full cache) tells."""
     from huggingface_hub import HfApi
 
     if os.environ.get("HF_HUB_OFFLINE"):
         return describe(fetch(repo_id, revision, ["*.safetensors"]))
-    fetch(repo_id, revision, [])  # its errors are sentences, and come before any question about files
-    with hub_errors(repo_id, revision):
-        siblings = HfApi().model_info(repo_id, revision=revision, files_metadata=True).siblings or []
+    directory = fetch(repo_id, revision, [])  # its errors are sentences, and come before any question about files
+    info = from_hub("base", HfApi().model_info, repo_id, revision=revision, files_metadata=True)
+    siblings = info.siblings or []
+    check_fetched(directory, [file for file in siblings if not file.rfilename.endswith(".safetensors")])
     # Llama 3's repositories hold the same weights once more under original/: only the top level is the model.
     shards = [file for file in siblings if "/" not in file.rfilename and file.rfilename.endswith(".safetensors")]
     if not shards:

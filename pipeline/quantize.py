@@ -3,16 +3,18 @@
 llama.cpp's converter writes a temporary 16-bit GGUF, its quantizer turns that into, for example, Q4_K_M.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.gguf import build
 from pipeline.header import LICENCE, LLAMA_3_LICENCE, SYSTEM_PROMPT
-from pipeline.records import read_examples, read_json, write_json
+from pipeline.records import read_examples, read_object, write_json
 from pipeline.stage import Section, Usage, run, writing
-from pipeline.weights import MANIFEST, check_whole
+from pipeline.weights import check_whole, read_manifest
 
 VERSION = "0.1.0"
+LLAMA_3 = r"Llama-3(?![.\d])"  # in a base's name; Llama 3.1 and those that followed have licences of their own
 
 
 class Params(Section):
@@ -31,7 +33,7 @@ def metadata(manifest: dict[str, Any], source: dict[str, Any], quant_type: str) 
         "general.base_models": [{"name": base, "repo_url": hub_page(manifest.get("repo_id"), "")}],
         "general.sampling.temp": 0.0,
     }
-    if "Llama-3" not in base:
+    if not re.search(LLAMA_3, base):
         return about
     return {
         **about,
@@ -51,9 +53,9 @@ def main(merged: Path, source: Path, validation: Path, gguf: Path, resources: Pa
     """Write GGUF; SOURCE says where the data come from, VALIDATION holds the system prompt of the training."""
     usage = Usage()
     params = Params.load("quantize")
-    manifest = read_json(merged / MANIFEST)
+    manifest = read_manifest(merged)
     check_whole([merged / file["name"] for file in manifest["files"]])
-    about = metadata(manifest, read_json(source), params.quant_type)
+    about = metadata(manifest, read_object(source, "name"), params.quant_type)
     about[SYSTEM_PROMPT] = read_examples(validation)[0]["prompt"][0]["content"]
     with writing(gguf) as partial:
         build(merged, partial, params.quant_type, about)

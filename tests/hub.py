@@ -6,11 +6,13 @@ Model repositories answer under /<repo>/resolve/<commit>/<file>, /api/models/<re
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -53,7 +55,8 @@ class Server:
         siblings: list[dict[str, object]] = []
         tree: list[dict[str, object]] = []
         for name, body in files.items():
-            sha1, sha256 = hashlib.sha1(body).hexdigest(), hashlib.sha256(body).hexdigest()
+            blob = b"blob %d\0" % len(body) + body  # as git hashes it
+            sha1, sha256 = hashlib.sha1(blob).hexdigest(), hashlib.sha256(body).hexdigest()
             large = name.endswith((".safetensors", ".bin", ".parquet"))
             lfs = {"lfs": {"oid": sha256, "sha256": sha256, "size": len(body), "pointerSize": 134}} if large else {}
             siblings.append({"rfilename": name, "size": len(body), "blobId": sha1, **lfs})
@@ -72,6 +75,14 @@ class Server:
         for path in self.answers:
             if f"/{repo_id}/" in path and part in path:
                 self.answers[path] = [Answer(401, headers={"X-Error-Code": "GatedRepo"})]
+
+
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of a client that hangs up, as one does that gives up; what else goes wrong is still printed."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager
@@ -109,7 +120,7 @@ def serve() -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    with Quiet(("127.0.0.1", 0), Handler) as http:
         server = Server(f"http://127.0.0.1:{http.server_address[1]}")
         Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server

@@ -28,8 +28,17 @@ def test_metadata_of_a_llama_3():
     assert "general.sampling.temp" in about
 
 
-def test_metadata_of_another_base():
-    about = metadata({"source": "tiny"}, {"name": "simulated trials"}, "Q8_0")
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"source": "tiny"},
+        {"source": "local"},
+        {"source": "hub", "repo_id": "meta-llama/Llama-3.2-1B-Instruct"},
+        {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3.1-8B-Instruct"},
+    ],
+)
+def test_metadata_of_another_base(manifest: dict[str, str]):
+    about = metadata(manifest, {"name": "simulated trials"}, "Q8_0")
     assert about["general.name"] == "medical-reasoner"
     assert not [key for key in about if "license" in key]
 

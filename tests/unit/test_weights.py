@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 
 from pipeline.base import load_params
 from pipeline.stage import Fail
-from pipeline.weights import copy_configuration, describe, load_directory, verify
+from pipeline.weights import copy_configuration, describe, load_directory, read_manifest, verify
 from tests.conftest import ROOT, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
 
@@ -35,6 +36,18 @@ MODEL = {
 }
 FILES = [{"name": name, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in SHARDS.items()]
 BASE = "python3 -m pipeline.base models/base metrics/base.json metrics/base_resources.json"
+possible = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+LOAD = """
+from pathlib import Path
+from pipeline.records import read_json
+from pipeline.stage import run
+from pipeline.weights import load_directory
+
+def main():
+    print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))
+
+run(main)
+"""
 
 
 def write(directory: Path, files: dict[str, bytes]) -> Path:
@@ -104,10 +117,19 @@ class TestHub:
         assert {name: (directory / name).read_bytes() for name in SHARDS} == SHARDS
         offline = self.load(tmp_path, server, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
         assert offline.stdout == result.stdout
-        (directory / max(SHARDS)).resolve().write_bytes(SHARDS[max(SHARDS)][:-1] + b"x")
-        altered = self.load(tmp_path, server)
-        assert altered.returncode == 1
-        assert f"{max(SHARDS)} does not have the sha256" in altered.stderr.splitlines()[-1]
+        for name, altered, problem in (
+            (max(SHARDS), SHARDS[max(SHARDS)][:-1] + b"x", "does not have the sha256"),
+            (max(SHARDS), SHARDS[max(SHARDS)] + b"x", "bytes in place of"),
+            ("config.json", b"{}", "is not what models/base/config.json is"),
+        ):
+            (directory / name).resolve().write_bytes(altered)
+            refused = self.load(tmp_path, server)
+            assert refused.returncode == 1
+            sentence = refused.stderr.splitlines()[-1]
+            assert re.search(rf"{name} .*{problem}", sentence)
+            (removed,) = re.findall(r"remove (\S+) and run `dvc repro`", sentence)
+            Path(removed).unlink()
+            assert self.load(tmp_path, server).stdout == result.stdout
 
     def test_offline_with_a_full_cache(self, server: Server, tmp_path: Path):
         server.add_repository("org/model", {**CONFIGURATION, **SHARDS})
@@ -135,6 +157,28 @@ class TestHub:
         assert_fails(run_base(tmp_path, server), *words)
         assert [path.name for path in (tmp_path / "models").rglob("*")] == ["base", "old"]
 
+    @pytest.mark.parametrize("name", CONFIGURATION)
+    def test_a_small_file_that_is_not_the_hubs(self, server: Server, tmp_path: Path, name: str):
+        """Of the very length, so that the hub's client takes it."""
+        server.add_repository("org/model", MODEL)
+        path = f"/org/model/resolve/{COMMIT}/{name}"
+        whole = server.answers[path][0]
+        server.answers[path] = [replace(whole, body=whole.body.replace(b"}", b" "))]
+        result = run_base(tmp_path, server)
+        assert_fails(result, name, "is not what the hub has", "remove ", "run `dvc repro`")
+        assert not (tmp_path / "models" / "base").exists()
+        # The sentence's way out.
+        (removed,) = re.findall(r"remove (\S+) and", result.stderr.splitlines()[-1])
+        Path(removed).unlink()
+        server.answers[path] = [whole]
+        assert run_base(tmp_path, server).returncode == 0
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+    def test_a_model_that_names_code_of_its_own(self, server: Server, tmp_path: Path, name: str):
+        value = json.loads(CONFIGURATION[name]) | {"auto_map": {"AutoTokenizer": [None, "evil/repo--tokenizer.Evil"]}}
+        server.add_repository("org/model", {**MODEL, name: json.dumps(value).encode()})
+        assert_fails(run_base(tmp_path, server), name, "names code of its own (auto_map)", "choose another base")
+
     def test_weights_without_a_sha256(self, server: Server, tmp_path: Path):
         server.add_repository("org/model", MODEL)
         path = f"/api/models/org/model/revision/{COMMIT}"
@@ -145,16 +189,13 @@ class TestHub:
         server.add_json(path, info)
         assert_fails(run_base(tmp_path, server), max(SHARDS), "no sha256")
 
-    def load(self, directory: Path, server: Server, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Fetch and check the weights that models/base names, in a process of its own."""
-        script = (
-            "from pathlib import Path; from pipeline.records import read_json; from pipeline.stage import run\n"
-            "from pipeline.weights import load_directory\n"
-            'def main(): print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))\n'
-            "run(main)"
-        )
+    def load(
+        self, directory: Path, server: Server, command: str = "python3 train.py", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Fetch and check the weights that models/base names as `train` does, in a process of its own."""
+        (directory / "train.py").write_text(LOAD)
         hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
-        return run_command(directory, f"python3 -c '{script}'", **hub | environment)
+        return run_command(directory, command, **hub | environment)
 
     def test_an_interrupted_download_goes_on_where_it_was(self, server: Server, tmp_path: Path):
         large = save({"w": np.arange(4_000_000, dtype=np.float32)})
@@ -178,8 +219,8 @@ class TestHub:
             ({"sent": 5_000_000, "stall": 3.0}, True),
             ({"ranges": "ignored", "sent": 12_000_000}, True),
             ({"ranges": "shifted", "sent": 12_000_000}, True),
-            ({"body": bytes(16_000_088)}, False),
-            ({"status": 503}, False),  # the hub's client does not try this one again
+            ({"body": bytes(16_000_088)}, True),
+            ({"status": 503}, True),
             ({"status": 429, "headers": {"Retry-After": "1"}}, True),
             ({"status": 404}, False),
         ],
@@ -221,6 +262,37 @@ class TestHub:
                 assert re.search("could not be fetched|sha256|bytes in place of", sentence), sentence
                 seen.append(re.sub(r"\S*/(snapshots|hub)/\S+", "model.safetensors", sentence))
                 assert not (passes and times == 1 and "ranges" not in fault)
+                if "status" in fault:
+                    assert f"HTTP {fault['status']}" in sentence
+
+    def test_an_error_of_the_server_is_tried_again_and_then_named(self, server: Server, tmp_path: Path):
+        server.add_repository("org/model", MODEL)
+        assert run_base(tmp_path, server).returncode == 0
+        path = f"/org/model/resolve/{COMMIT}/{max(SHARDS)}"
+        whole, failed = server.answers[path][0], Answer(503, b"<html>overloaded</html>")
+        server.answers[path] = [whole, failed, whole]  # the first answer is to HEAD
+        result = self.load(tmp_path, server)
+        assert result.returncode == 0, result.stderr
+        assert {name: Path(result.stdout.strip(), name).read_bytes() for name in SHARDS} == SHARDS
+        shutil.rmtree(tmp_path / "hub")
+        server.answers[path] = [whole, replace(whole, status=500, body=b"\xff\xfe", headers={}), Answer(404)]
+        result = self.load(tmp_path, server)
+        assert result.returncode == 1
+        assert "could not be fetched from the hub (HTTP 404); " in result.stderr.splitlines()[-1]
+
+    @pytest.mark.skipif(not possible, reason="this machine lends no mount namespace")
+    def test_a_full_disk_under_the_hubs_cache(self, server: Server, tmp_path: Path):
+        large = save({"w": np.arange(4_000_000, dtype=np.float32)})
+        server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
+        assert run_base(tmp_path, server).returncode == 0
+        small = "mount -t tmpfs -o size=9m none hub && python3 train.py"
+        result = self.load(tmp_path, server, command=f"unshare -rm sh -c '{small}'")
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        assert result.stderr.splitlines()[-1] == (
+            "train: the hub's cache has no room for org/model; free disk, or set HF_HOME to a directory on another "
+            "disk, then run `dvc repro`"
+        )
 
     def test_weights_that_are_not_what_the_manifest_says(self, server: Server, tmp_path: Path):
         server.add_repository("org/model", MODEL)
@@ -257,7 +329,7 @@ class TestHub:
     def test_no_such_commit(self, server: Server, tmp_path: Path):
         missing = Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
         server.answers[f"/api/models/org/model/tree/{COMMIT}"] = [missing]
-        assert_fails(run_base(tmp_path, server), "RevisionNotFoundError", "base.revision")
+        assert_fails(run_base(tmp_path, server), "HTTP 404", "base.revision")
 
     def test_no_network(self, tmp_path: Path):
         with serve() as gone:
@@ -322,6 +394,32 @@ def test_verify(tmp_path: Path, change: Any, problem: str):
     change(tmp_path / max(SHARDS))
     with pytest.raises(Fail, match=f"{max(SHARDS)} .*{problem}"):
         verify(tmp_path, FILES)
+
+
+TINY = {"source": "tiny", "files": FILES}
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ([], "it: "),
+        ({}, "source: "),
+        ({"source": "tiny"}, "files: "),
+        ({**TINY, "files": []}, "files: "),
+        ({**TINY, "files": [{**FILES[0], "name": "../elsewhere.safetensors"}]}, "files.0.name: "),
+        ({**TINY, "files": [{**FILES[0], "size": "1"}]}, "files.0.size: "),
+        ({**TINY, "repo_id": "org/model"}, "for the source tiny"),
+        ({**TINY, "source": "hub", "repo_id": "org/model"}, "for the source hub"),
+        ({**TINY, "source": "local"}, "for the source local"),
+    ],
+)
+def test_a_manifest_that_base_did_not_write(tmp_path: Path, value: Any, place: str):
+    (tmp_path / "manifest.json").write_text(json.dumps(TINY))
+    assert read_manifest(tmp_path) == TINY
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(Fail, match=r"manifest\.json is not as `base` writes it") as failure:
+        read_manifest(tmp_path)
+    assert place in str(failure.value)
 
 
 @pytest.mark.parametrize("missing", CONFIGURATION)
