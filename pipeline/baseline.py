@@ -9,12 +9,12 @@ from typing import Any
 
 from pipeline import quantize
 from pipeline.gguf import build
-from pipeline.measures import COLUMNS, summary
+from pipeline.measures import summary
 from pipeline.predict import Params, predict
 from pipeline.prompt import INSTRUCTION, LABELS
-from pipeline.records import read_examples, read_json, write_csv, write_json
+from pipeline.records import read_examples, write_json
 from pipeline.stage import Usage, run, scratch
-from pipeline.weights import MANIFEST, load_directory
+from pipeline.weights import load_directory, read_manifest
 
 
 def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
@@ -57,12 +57,11 @@ def main(
     usage = Usage()
     quant_type, params = quantize.Params.load("quantize").quant_type, Params.load("evaluate")
     text_rows = text_baselines([train, validation], test)
-    manifest = read_json(base / MANIFEST)
+    manifest = read_manifest(base)
     directory = load_directory(base, manifest)
     with scratch(base.parent / "base.gguf") as gguf:
         build(directory, gguf, quant_type, quantize.metadata(manifest, {"name": "none"}, quant_type))
-        rows, speed = predict(gguf, test, params)
-    write_csv(predictions, COLUMNS, rows)
+        speed = predict(gguf, test, params, predictions)
     write_json(metrics, {**summary(predictions), **text_rows})
     write_json(resources, {**usage.figures(), **speed})
 

@@ -7,9 +7,9 @@ and only the test PMIDs (https://github.com/pubmedqa/pubmedqa, evaluation.py).
 
 from pathlib import Path
 
-from pipeline.measures import COLUMNS, summary
+from pipeline.measures import summary
 from pipeline.predict import Params, predict
-from pipeline.records import write_csv, write_json
+from pipeline.records import write_json
 from pipeline.scoring import N_UBATCH
 from pipeline.stage import Usage, run
 
@@ -17,8 +17,7 @@ from pipeline.stage import Usage, run
 def main(gguf: Path, test: Path, predictions: Path, metrics: Path, resources: Path) -> None:
     """Write PREDICTIONS (a row of measures.COLUMNS for each protocol and question; no text) and METRICS."""
     usage = Usage()
-    rows, speed = predict(gguf, test, Params.load("evaluate"))
-    write_csv(predictions, COLUMNS, rows)
+    speed = predict(gguf, test, Params.load("evaluate"), predictions)
     write_json(metrics, {**summary(predictions), "n_ubatch": N_UBATCH, "gguf_bytes": gguf.stat().st_size})
     write_json(resources, {**usage.figures(), **speed})
 

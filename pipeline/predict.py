@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
+from pipeline.measures import COLUMNS, parse
 from pipeline.prompt import PROTOCOLS
-from pipeline.records import CHECKPOINTS, read_examples, run_key
+from pipeline.records import CHECKPOINTS, read_examples, run_key, write_csv
 from pipeline.scoring import Choices, Scorer
 from pipeline.stage import Fail, Section
+
+Asked = list[tuple[str, dict[str, Any]]]  # protocol and test row of each question, in the order of asking
 
 
 def with_chat(protocols: list[str]) -> list[str]:
@@ -41,42 +44,68 @@ def pose(scorer: Scorer, row: dict[str, Any], protocol: str) -> tuple[list[int],
             return scorer.chat(row["prompt"])
 
 
+def whole_rows(data: bytes, asked: Asked) -> tuple[list[list[Any]], int]:
+    """The rows at a journal's beginning that answer the questions `asked`, in their order, and the bytes they take."""
+    rows: list[list[Any]] = []
+    end = 0
+    for line, (protocol, question) in zip(data.splitlines(keepends=True), asked, strict=False):
+        try:
+            row: Any = json.loads(line)
+            found, answer = parse([str(value) for value in row])
+        except (ValueError, TypeError):  # cut by a kill, or zeros that a lost machine's disk had for it
+            break
+        if (found, answer.pmid, answer.label) != (protocol, question["pmid"], question["label"]) or line[-1:] != b"\n":
+            break
+        rows.append(row)
+        end += len(line)
+    return rows, end
+
+
 @contextmanager
 def journal(
-    params: Params, inputs: list[Path], count: int
+    params: Params, inputs: list[Path], asked: Asked
 ) -> Generator[tuple[list[list[Any]], Callable[[list[Any]], None]]]:
-    """The rows that a killed run of the very same questions had written, and what adds one; removed when all are in.
+    """The rows that a killed run of the very same questions had written, and what adds one; removed if nothing raises.
 
     A question takes a second or more on a laptop, so a run may take hours.
     """
     path = CHECKPOINTS / f"{run_key(params, inputs, os.environ.get('N_GPU_LAYERS', ''))}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("a+b") as file:
         file.seek(0)
-        text = file.read()
-        file.truncate(len(text[: text.rfind("\n") + 1].encode()))  # a kill may have cut the last line
-        rows: list[list[Any]] = [json.loads(line) for line in text.splitlines()[: text.count("\n")]]
+        rows, end = whole_rows(file.read(), asked)
+        file.truncate(end)
 
         def keep(row: list[Any]) -> None:
             rows.append(row)
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row).encode() + b"\n")
             file.flush()
 
         try:
             yield rows, keep
-        finally:
-            if len(rows) in (0, count):
-                path.unlink()
-                with suppress(OSError):  # train's checkpoints may lie there
-                    CHECKPOINTS.rmdir()
+        except BaseException:
+            if not rows:
+                forget(path)
+            raise
+        forget(path)
 
 
-def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], dict[str, float]]:
-    """A row of measures.COLUMNS for each protocol and question of `test`, asked of `gguf`; load time and speed."""
+def forget(path: Path) -> None:
+    """Remove a journal, and the directory that it lies in if that is empty: train's checkpoints may lie there."""
+    path.unlink()
+    with suppress(OSError):
+        CHECKPOINTS.rmdir()
+
+
+def predict(gguf: Path, test: Path, params: Params, predictions: Path) -> dict[str, float]:
+    """Write a row of measures.COLUMNS to PREDICTIONS for each protocol and question of `test`, asked of `gguf`.
+
+    Returns load time and speed. The journal goes only when the table is there.
+    """
     questions = read_examples(test, test=True)
     asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in questions]
     start = time.perf_counter()
-    with Scorer(gguf, params.n_ctx) as scorer, journal(params, [gguf, test], len(asked)) as (rows, keep):
+    with Scorer(gguf, params.n_ctx) as scorer, journal(params, [gguf, test], asked) as (rows, keep):
         loaded = time.perf_counter()
         resumed, tokens = len(rows), 0
         bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
@@ -91,8 +120,9 @@ def predict(gguf: Path, test: Path, params: Params) -> tuple[list[list[Any]], di
             numbers = [f"{p:.6f}" for p in scores.values()]
             keep([protocol, row["pmid"], row["label"], *numbers, prediction, greedy, int(first.argmax())])
             tokens += len(prompt)
-    seconds = time.perf_counter() - loaded
-    return rows, {
+        seconds = time.perf_counter() - loaded
+        write_csv(predictions, COLUMNS, rows)
+    return {
         "load_seconds": round(loaded - start, 2),
         "questions_per_second": round((len(rows) - resumed) / seconds, 2),
         "tokens_per_second": round(tokens / seconds, 1),

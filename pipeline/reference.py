@@ -5,15 +5,14 @@ The same converter and scorer as the file that ships. Only the protocol `chat` i
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.gguf import convert
 from pipeline.measures import COLUMNS
 from pipeline.predict import Params as Prediction
 from pipeline.predict import predict
-from pipeline.records import read_json, write_csv, write_json
+from pipeline.records import write_csv, write_json
 from pipeline.stage import Usage, run, scratch
-from pipeline.weights import MANIFEST, check_whole
+from pipeline.weights import check_whole, read_manifest
 
 
 class Params(Prediction):
@@ -24,14 +23,14 @@ def main(merged: Path, test: Path, predictions: Path, resources: Path) -> None:
     """Write PREDICTIONS of the model in MERGED, as evaluate does."""
     usage = Usage()
     params = Params.load("reference")
-    rows: list[list[Any]] = []
     speed: dict[str, float] = {}
-    if params.enabled:
-        check_whole([merged / file["name"] for file in read_json(merged / MANIFEST)["files"]])
-        with scratch(predictions.parent / "merged.gguf") as gguf:
+    with scratch(predictions.parent / "merged.gguf") as gguf:  # whether or not it is wanted: a killed run left 16 GB
+        if params.enabled:
+            check_whole([merged / file["name"] for file in read_manifest(merged)["files"]])
             convert(merged, gguf, {})
-            rows, speed = predict(gguf, test, params)
-    write_csv(predictions, COLUMNS, rows)
+            speed = predict(gguf, test, params, predictions)
+        else:
+            write_csv(predictions, COLUMNS, [])
     write_json(resources, {**usage.figures(), **speed})
 
 

@@ -11,10 +11,11 @@ from pipeline.records import CHECKPOINTS
 
 PARAMS = Params(protocols=["chat"], n_ctx=64, max_new_tokens=1)
 ROWS: list[list[Any]] = [
-    ["chat", "1", "yes", "-0.100000"],
-    ["chat", "2 µ", "no", "-0.200000"],
-    ["chat", "3", "no", "-1"],
+    ["chat", "1", "yes", "-0.100000", "-3.000000", "-4.000000", "yes", "yes", 7],
+    ["chat", "2-µ", "no", "-0.200000", "-3.000000", "-4.000000", "yes", "unparsable", 8],
+    ["chat", "3", "no", "-3.000000", "-1.000000", "-4.000000", "no", "no", 7],
 ]
+ASKED = [(str(row[0]), {"pmid": row[1], "label": row[2]}) for row in ROWS]
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def killed(inputs: list[Path], rows: list[list[Any]]) -> None:
     """A run that ends after these rows."""
-    with pytest.raises(KeyboardInterrupt), journal(PARAMS, inputs, len(ROWS)) as (_, keep):  # noqa: PT012  # half way
+    with pytest.raises(KeyboardInterrupt), journal(PARAMS, inputs, ASKED) as (_, keep):  # noqa: PT012  # half way
         for row in rows:
             keep(row)
         raise KeyboardInterrupt
@@ -40,7 +41,7 @@ def written() -> list[Path]:
 
 
 def test_a_row_is_on_the_disk_as_soon_as_it_is_kept(inputs: list[Path]):
-    with journal(PARAMS, inputs, len(ROWS)) as (rows, keep):
+    with journal(PARAMS, inputs, ASKED) as (rows, keep):
         for number, row in enumerate(ROWS, 1):
             keep(row)
             assert rows == ROWS[:number]
@@ -49,7 +50,13 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_kept(inputs: list[Path]):
     assert written() == []
 
 
-@pytest.mark.parametrize("cut", ["", '["chat", "3"', '["chat", "µ', "["])
+ZEROS = "\0" * 60 + "\n"  # what a lost machine's disk can hold where it had not written yet
+OTHER = json.dumps(ROWS[1]) + "\n"  # a question that was asked already
+
+
+@pytest.mark.parametrize(
+    "cut", ["", '["chat", "3"', '["chat", "µ', "[", json.dumps(ROWS[2]), ZEROS, OTHER, "[]\n", "7\n"]
+)
 def test_the_next_run_goes_on_after_the_last_whole_row(inputs: list[Path], cut: str):
     killed(inputs, ROWS[:2])
     (path,) = written()
@@ -57,7 +64,7 @@ def test_the_next_run_goes_on_after_the_last_whole_row(inputs: list[Path], cut: 
         file.write(cut)
     killed(inputs, [])  # killed before it had another row
     assert path.read_text(encoding="utf-8").count("\n") == 2
-    with journal(PARAMS, inputs, len(ROWS)) as (rows, keep):
+    with journal(PARAMS, inputs, ASKED) as (rows, keep):
         assert rows == ROWS[:2]
         keep(ROWS[2])
         assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == ROWS
@@ -71,7 +78,7 @@ def test_another_model_other_questions_parameters_or_layers_begin_anew(
     killed(inputs, ROWS[:1])
 
     def begun(params: Params = PARAMS) -> list[list[Any]]:
-        with journal(params, inputs, len(ROWS)) as (rows, _):
+        with journal(params, inputs, ASKED) as (rows, _):
             return rows
 
     assert begun(PARAMS.model_copy(update={"n_ctx": 65})) == []
@@ -84,6 +91,16 @@ def test_another_model_other_questions_parameters_or_layers_begin_anew(
         assert begun() == []
         path.write_text(text)
     assert begun() == ROWS[:1]
+
+
+def test_the_journal_goes_only_when_what_follows_the_questions_is_done(inputs: list[Path]):
+    with pytest.raises(OSError, match="full"), journal(PARAMS, inputs, ASKED) as (_, keep):  # noqa: PT012
+        for row in ROWS:
+            keep(row)
+        raise OSError("the disk is full")
+    with journal(PARAMS, inputs, ASKED) as (rows, _):
+        assert rows == ROWS
+    assert not CHECKPOINTS.exists()
 
 
 def test_a_run_without_a_row_leaves_nothing_of_its_own_behind(inputs: list[Path]):
