@@ -45,7 +45,7 @@ def start(directory: Path, log: Path) -> subprocess.Popen[bytes]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("ab") as file:
         return subprocess.Popen(
-            f"exec {command}",
+            command,
             shell=True,
             cwd=directory,
             env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"},

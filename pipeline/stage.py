@@ -1,6 +1,8 @@
 """What every stage shares: typed parameters, one-sentence errors, and outputs that appear whole or not at all."""
 
 import errno
+import fcntl
+import os
 import re
 import resource
 import shutil
@@ -52,7 +54,8 @@ def read_section(stage: str) -> dict[str, Any]:
             params: Any = YAML(typ="safe").load(file)  # pyright: ignore[reportUnknownMemberType]
     except FileNotFoundError:
         raise Fail("params.yaml is not in this directory; run this from the project's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    # ValueError: a date that is none, half a character; KeyError, RecursionError: tags and brackets gone wrong.
+    except (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise Fail(f"params.yaml{line} is not valid YAML; `git diff params.yaml` shows what changed") from None
@@ -110,6 +113,7 @@ class Usage:
         }
 
 
+LOCK_TRIES = 100  # a tenth of a second apart: what was killed is gone by then
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 # What safetensors and torch make of a full disk.
 NATIVE = re.compile(r"No space left on device|File too large|Read-only file system|PytorchStreamWriter failed")
@@ -123,6 +127,32 @@ def disk_problem(error: Exception) -> str | None:
     return f"an output could not be written ({found[0]}); free disk, then run `dvc repro`" if found else None
 
 
+def guard() -> None:
+    """Under DVC, let no second stage run in this directory, and keep a copy of dvc.lock; raises `Fail`.
+
+    DVC killed alone may leave its stage behind for a moment, and a stage started by hand may be at work. DVC writes
+    dvc.lock in place, so a kill can leave half of it: `cp .dvc/tmp/dvc.lock dvc.lock` then brings back what it was.
+    """
+    directory = os.open(".", os.O_RDONLY)  # never closed: the lock ends with the process
+    for attempt in range(LOCK_TRIES):
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if attempt == LOCK_TRIES - 1:
+                raise Fail(
+                    "another run of this pipeline is still at work in this directory; wait for it or end it, then run "
+                    "`dvc repro`"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            break
+    lock, copy = Path("dvc.lock"), Path(".dvc/tmp/dvc.lock")
+    if lock.is_file() and copy.parent.is_dir():
+        with writing(copy) as partial:
+            shutil.copyfile(lock, partial)
+
+
 def run(main: Callable[..., None]) -> None:
     """Run a stage's `main` as a command, its module's docstring as help.
 
@@ -131,6 +161,8 @@ def run(main: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(help=main.__globals__["__doc__"])(main)
     try:
+        if "DVC_STAGE" in os.environ:
+            guard()
         app()
     except Exception as error:
         sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
