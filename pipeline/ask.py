@@ -16,7 +16,7 @@ import typer
 
 from pipeline.header import SYSTEM_PROMPT, read_metadata
 from pipeline.prompt import as_data, chat
-from pipeline.records import read_json
+from pipeline.records import is_text, read_object
 from pipeline.scoring import Scorer, log_sum_exp
 from pipeline.stage import Fail, run
 
@@ -106,7 +106,7 @@ def measured(metrics: Path, abstract: bool, share: float) -> list[str]:
     """What the project's metrics, as far as they are there, say of an answer as sure as `share`."""
     if not (metrics / "compare.json").is_file():
         return []
-    figures = read_json(metrics / "compare.json")
+    figures = read_object(metrics / "compare.json", "simulated", "questions", "tuned_accuracy")
     questions = "simulated test questions" if figures["simulated"] else "test questions"
     if not abstract:
         if "tuned_question_only_accuracy" not in figures:
@@ -134,6 +134,8 @@ def main(
     gguf: Annotated[Path, typer.Option(metavar="FILE", help="The model.")] = GGUF,
 ) -> None:
     """Print the decision with its probabilities, then the conclusion as it is written."""
+    if not is_text(question):
+        raise Fail("the question is no UTF-8 text; give it as plain text")
     if not (question := question.strip()):
         raise Fail('the question is empty; put it in quotation marks: python -m pipeline.ask "Does ...?"')
     abstract = read_context(context) if context else None

@@ -16,9 +16,10 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.prompt import LABELS, as_data, completion, lm_eval, prompt, question_only
-from pipeline.records import Record, is_text, read_json, write_csv, write_json, write_jsonl
+from pipeline.records import Record, is_text, read_json, read_object, read_text, write_csv, write_json, write_jsonl
 from pipeline.stage import Fail, Section, run
 
+LOOKS_SPECIAL = re.compile(r"<[|｜].*[|｜]>")  # noqa: RUF001  # llama.cpp's converter makes these control tokens
 SPLITS = ("train", "validation", "test")
 Example = dict[str, Any]  # pmid, label, prompt and completion as chat messages
 
@@ -142,12 +143,14 @@ def overlap(test: list[Record], train: list[Record], n: int) -> int:
 
 
 def control_tokens(base: Path) -> list[str]:
-    """The names of the base's special tokens, such as `<|eot_id|>`."""
-    return [token["content"] for token in read_json(base / "tokenizer.json")["added_tokens"] if token["special"]]
+    """The names of the base's special tokens, such as `<|eot_id|>`, and of those that llama.cpp takes for such."""
+    added = read_object(base / "tokenizer.json", "added_tokens")["added_tokens"]
+    return [token["content"] for token in added if token["special"] or LOOKS_SPECIAL.fullmatch(token["content"])]
 
 
 def token_counter(base: Path) -> Callable[[Example], int]:
     """A function that counts an example's tokens in the base's own chat template, special tokens included."""
+    from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
@@ -155,10 +158,12 @@ def token_counter(base: Path) -> Callable[[Example], int]:
         tokenizer: Any = Tokenizer.from_file(str(base / "tokenizer.json"))
     except Exception:  # a bare Exception is what the library raises
         raise Fail(f"{base}/tokenizer.json is missing, truncated or no fast tokenizer; run `dvc repro base`") from None
-    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
-        (base / "chat_template.jinja").read_text(encoding="utf-8")
-    )
-    bos = read_json(base / "tokenizer_config.json").get("bos_token", "")
+    try:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string(read_text(base / "chat_template.jinja"))
+    except TemplateError as error:
+        raise Fail(f"{base}/chat_template.jinja does not work ({error}); run `dvc repro base`") from None
+    bos = read_object(base / "tokenizer_config.json").get("bos_token", "")
 
     def count(example: Example) -> int:
         text = template.render(messages=example["prompt"] + example["completion"], bos_token=bos)

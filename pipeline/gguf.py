@@ -5,6 +5,7 @@ runtime are one commit. The converter imports torch, so it runs in a process of 
 """
 
 import ctypes
+import json
 import logging
 import os
 import re
@@ -17,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.header import OWN
-from pipeline.records import read_json, write_json
-from pipeline.stage import Fail, scratch
+from pipeline.records import read_json
+from pipeline.stage import Fail, disk_problem, scratch
 
 # What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe". The embedded tokenizer has it
 # too: imported from there, an edit to the simulated trials would convert a real model again.
@@ -29,7 +30,13 @@ LLAMA3_SPLIT = (
 
 # Of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
 BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
+FULL = 28  # ENOSPC, as the status of the converter's process
 MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that llama.cpp's quantizer holds at once; its default is 8 GiB
+
+
+def size(number: float) -> str:
+    """Bytes in words."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def check_disk(model: Path, directory: Path, copies: float) -> None:
@@ -39,8 +46,8 @@ def check_disk(model: Path, directory: Path, copies: float) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise Fail(
-            f"{needed / 1e9:.1f} GB of free disk are needed in {directory}, to make a GGUF of {model}, and "
-            f"{free / 1e9:.1f} GB are there; free some, then run `dvc repro`"
+            f"{size(needed)} of free disk are needed in {directory}, to make a GGUF of {model}, and {size(free)} are "
+            "there; free some, then run `dvc repro`"
         )
 
 
@@ -55,14 +62,15 @@ def build(model: Path, target: Path, quant_type: str, metadata: dict[str, Any]) 
 def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
     """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds; raises `Fail`."""
     check_disk(model, target.parent, 1)
-    with scratch(target.with_suffix(".json")) as path:
-        write_json(path, metadata)
-        command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target), str(path)]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise Fail(
-                f"llama.cpp's converter failed on {model} (its last lines are above); run `dvc repro merge`, or choose "
-                "another base"
-            )
+    command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target)]
+    done = subprocess.run(command, input=json.dumps(metadata), text=True, check=False)
+    if done.returncode == FULL:
+        raise Fail(f"no disk is left in {target.parent} for a 16-bit GGUF; free some, then run `dvc repro`")
+    if done.returncode != 0:
+        raise Fail(
+            f"llama.cpp's converter failed on {model} (its last line is above); run `dvc repro merge`, or choose "
+            "another base"
+        )
 
 
 def quantize(source: Path, target: Path, quant_type: str) -> None:
@@ -93,18 +101,31 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
         )
 
 
-def run_converter(model: Path, target: Path, metadata: Path) -> None:
-    """Call llama.cpp's convert_hf_to_gguf in this process, with nothing of its chatter but errors."""
+def run_converter(model: Path, target: Path, metadata: dict[str, Any]) -> None:
+    """Call llama.cpp's convert_hf_to_gguf in this process, with nothing of its chatter but errors.
+
+    Ends the process with a line, and with the status FULL if the disk is full, where the converter raises.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
     import convert_hf_to_gguf
     from conversion.base import TextModel
+    from gguf import Metadata
+    from transformers import AutoTokenizer
 
     logging.basicConfig(level=logging.ERROR)
+    load: Any = AutoTokenizer.from_pretrained
+
+    def load_without_code(*arguments: Any, **options: Any) -> Any:  # the converter trusts what a configuration names
+        return load(*arguments, **{**options, "trust_remote_code": False})
+
+    AutoTokenizer.from_pretrained = load_without_code  # pyright: ignore[reportAttributeAccessIssue]
     splits = [part.get("pattern", {}).get("Regex") for part in pre_tokenizers(model / "tokenizer.json")]
     if LLAMA3_SPLIT in splits:
         # The converter knows a tokenizer by the ids of a probe text, so only by its vocabulary. What the answer
         # decides is the split pattern, and that is Llama 3's.
         TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"  # pyright: ignore
-    own = {key: value for key, value in read_json(metadata).items() if key.startswith(OWN)}
+    Metadata.load_metadata_override = lambda metadata_override_path=None: metadata  # it takes a file
+    own = {key: value for key, value in metadata.items() if key.startswith(OWN)}
     set_type = TextModel.set_type
 
     def set_type_and_own_keys(self: Any) -> None:  # `--metadata` knows the keys of the specification alone
@@ -113,8 +134,12 @@ def run_converter(model: Path, target: Path, metadata: Path) -> None:
             self.gguf_writer.add_string(key, value)
 
     TextModel.set_type = set_type_and_own_keys
-    sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target), "--metadata", str(metadata)]
-    convert_hf_to_gguf.main()
+    sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target)]
+    try:
+        convert_hf_to_gguf.main()
+    except Exception as error:
+        sys.stderr.write(f"convert_hf_to_gguf: {type(error).__name__}: {error}\n")
+        sys.exit(FULL if disk_problem(error) else 1)
 
 
 def pre_tokenizers(path: Path) -> list[dict[str, Any]]:
@@ -124,4 +149,4 @@ def pre_tokenizers(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_converter(*map(Path, sys.argv[1:]))
+    run_converter(Path(sys.argv[1]), Path(sys.argv[2]), json.load(sys.stdin))

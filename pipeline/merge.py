@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.records import read_json, write_json
+from pipeline.records import read_json, read_object, sha256, write_json
 from pipeline.stage import Fail, Usage, run, writing
-from pipeline.weights import IDENTITY, MANIFEST, check_digest, copy_configuration, locate
+from pipeline.weights import ADAPTER, IDENTITY, check_digest, check_whole, copy_configuration, locate, read_manifest
 
 PREFIX = "base_model.model."  # what PEFT puts before a parameter's own name
 WORKERS = 4  # files at a time: each holds one tensor of the adapter's in float32 and 16 bit, 0.35 GB for Llama 3 8B
@@ -45,7 +45,9 @@ def read_adapter(adapter: Path) -> dict[str, tuple[Any, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = adapter / "adapter_model.safetensors"
+    path = adapter / ADAPTER
+    if path.is_file() and sha256(path) != read_object(adapter / IDENTITY).get("adapter"):
+        raise Fail(f"{path} is not as `train` wrote it: {IDENTITY} has another sha256; run `dvc checkout {adapter}`")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError):
@@ -57,6 +59,9 @@ def read_adapter(adapter: Path) -> dict[str, tuple[Any, Any]]:
         raise Fail(f"{path}: tensor {error.args[0]} is missing; run `dvc repro train`") from None
     if tensors:
         raise Fail(f"{path}: {next(iter(tensors))} is no LoRA matrix; run `dvc repro train`")
+    for name in names:
+        if a[name].ndim != 2 or b[name].ndim != 2 or a[name].shape[0] != b[name].shape[1]:
+            raise Fail(f"{path}: {name} has shapes that no LoRA has; run `dvc repro train`")
     return {f"{name}.weight": (a[name], b[name]) for name in names}
 
 
@@ -109,10 +114,11 @@ def merge_file(source: Path, target: Path, pairs: dict[str, tuple[Any, Any]], sc
 def main(base: Path, adapter: Path, merged: Path, resources: Path) -> None:
     """Write MERGED: the base's files with ADAPTER folded into its weights."""
     usage = Usage()
-    manifest = read_json(base / MANIFEST)
+    manifest = read_manifest(base)
     config = check_adapter(adapter, manifest)
     pairs = read_adapter(adapter)
     directory = locate(base, manifest)
+    check_whole([directory / file["name"] for file in manifest["files"]])
     scale = config["lora_alpha"] / config["r"]
     with writing(merged) as partial:
         copy_configuration(base, partial)

@@ -50,6 +50,16 @@ def read_json(path: Path) -> Any:
         raise Fail(f"{path}: {ABSURD}") from None
 
 
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in `path`; raises `Fail` unless it is one that holds all of `keys`."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise Fail(f"{path} is no JSON object; {AGAIN}")
+    if missing := [key for key in keys if key not in value]:
+        raise Fail(f"{path} has no {missing[0]!r}; {AGAIN}")
+    return value
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The JSON object on each line of `path`; raises `Fail` with file and line number."""
     rows: list[dict[str, Any]] = []

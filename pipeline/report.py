@@ -19,10 +19,10 @@ from pipeline.pictures import (
     right_label_picture,
     risk_coverage_picture,
 )
-from pipeline.records import read_json, sha256, write_csv, write_json
+from pipeline.records import read_object, sha256, write_csv, write_json
 from pipeline.release import NO_RELEASE, REHEARSAL, SIMULATED, Facts, write_release
 from pipeline.stage import read_section, run, writing
-from pipeline.weights import MANIFEST
+from pipeline.weights import read_manifest
 
 
 def main(
@@ -47,12 +47,13 @@ def main(
     the splits; SOURCE and the directory BASE_MODEL say where data and base come from.
     """
     params = Params.load("report")
-    origin, manifest = read_json(source), read_json(base_model / MANIFEST)
+    origin, manifest = read_object(source, "simulated", "name", "licence"), read_manifest(base_model)
     rehearsal = manifest.get("repo_id", "").startswith(REHEARSAL)
     tables = {"base": read_predictions(base), "tuned": read_predictions(tuned)}
     figures = compare(tables["base"], tables["tuned"], read_predictions(merged), params)
-    text_baselines = read_json(baseline)
-    figures |= {f"{name}_{score}": text_baselines[f"{name}_{score}"] for name in TEXT_BASELINES for score in MEASURES}
+    keys = [f"{name}_{score}" for name in TEXT_BASELINES for score in MEASURES]
+    text_baselines = read_object(baseline, *keys)
+    figures |= {key: text_baselines[key] for key in keys}
     figures |= {"gguf_bytes": gguf.stat().st_size, "simulated": origin["simulated"], "rehearsal": rehearsal}
     note = NO_RELEASE if rehearsal else SIMULATED if origin["simulated"] else origin["name"]
     rows = {"tuned": tables["tuned"]["chat"], "base": headline(tables["base"])}
@@ -77,7 +78,8 @@ def main(
             (partial / "README.md").write_text(f"{NO_RELEASE}\n", encoding="utf-8")
         else:
             training, about = read_section("train"), read_metadata(gguf)
-            facts = Facts(figures, read_json(data), training, origin, manifest, about, gguf.name, sha256(gguf))
+            statistics = read_object(data, "train", "validation", "test", "test_overlap")
+            facts = Facts(figures, statistics, training, origin, manifest, about, gguf.name, sha256(gguf))
             write_release(partial, facts, base_model)
             for name in drawn.keys() - {"loss"}:
                 (partial / f"{name}.png").write_bytes(png(drawn[name]))

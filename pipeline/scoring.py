@@ -39,6 +39,14 @@ def parse_decision(text: str, finished: bool) -> str | None:
     return found[1].lower() if found else None
 
 
+def number(name: str, otherwise: int) -> int:
+    """The whole number in an environment variable; raises `Fail` if it is none."""
+    value = os.environ.get(name, str(otherwise))
+    if not value.isascii() or not value.isdecimal():
+        raise Fail(f"{name} in the environment is no whole number; set it to one, or unset it")
+    return int(value)
+
+
 def log_sum_exp(values: list[float]) -> float:
     """log(sum(exp(v))), without overflow."""
     top = max(values)
@@ -62,7 +70,7 @@ class Scorer:
         self.context: Any = None
         read_metadata(gguf)  # refuses what is no whole GGUF before native code reads it
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = int(os.environ.get("N_GPU_LAYERS", "999"))
+        params.n_gpu_layers = number("N_GPU_LAYERS", 999)
         self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
         if not self.model:
             raise Fail(f"{gguf} cannot be loaded by llama.cpp: it was altered, or there is no memory; run `dvc repro`")
@@ -83,7 +91,7 @@ class Scorer:
         # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
         params.n_outputs_max = 1 + MAX_TAILS
         params.flash_attn_type = 0
-        params.n_threads = params.n_threads_batch = int(os.environ.get("N_THREADS", len(os.sched_getaffinity(0))))
+        params.n_threads = params.n_threads_batch = number("N_THREADS", len(os.sched_getaffinity(0)))
         return params
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipeline.records import CHECKPOINTS, read_examples, read_json, run_key, sha256, write_csv, write_json
 from pipeline.stage import Fail, Section, Usage, remove, run, writing
-from pipeline.weights import IDENTITY, MANIFEST, load_directory
+from pipeline.weights import ADAPTER, IDENTITY, load_directory, read_manifest
 
 Positive = Annotated[int, Field(gt=0)]
 COMPLETE = "complete.json"  # in a checkpoint, written last: file -> sha256
@@ -115,6 +115,7 @@ def unsloth_lora(
         use_gradient_checkpointing=checkpointing,
         offload_embedding=params.offload_embedding,
         random_state=params.seed,
+        trust_remote_code=False,
     )
     return unsloth.get_peft_model(
         model, **lora, use_gradient_checkpointing=checkpointing, random_state=params.seed
@@ -132,11 +133,12 @@ def trl_lora(params: Params, directory: Path, dtype: Any, quantization: Any, lor
         dtype=dtype,
         device_map={"": 0} if torch.cuda.is_available() else "cpu",
         use_safetensors=True,
+        trust_remote_code=False,
         quantization_config=quantization,
     )
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.gradient_checkpointing)
     config = LoraConfig(**lora, task_type="CAUSAL_LM")
-    return get_peft_model(model, config), AutoTokenizer.from_pretrained(directory)
+    return get_peft_model(model, config), AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def check_lengths(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> None:
@@ -322,7 +324,7 @@ def save_adapter(model: Any, directory: Path, manifest: dict[str, Any]) -> None:
     config["target_modules"] = sorted(config["target_modules"])  # PEFT saves a set, in another order every time
     config["base_model_name_or_path"] = manifest.get("repo_id", manifest["source"])
     write_json(directory / "adapter_config.json", config)
-    write_json(directory / IDENTITY, {"files": manifest["files"]})
+    write_json(directory / IDENTITY, {"adapter": sha256(directory / ADAPTER), "files": manifest["files"]})
 
 
 def main(
@@ -340,7 +342,7 @@ def main(
     check_backend(params)
     rows = {"train": read_examples(train), "validation": read_examples(validation)}
     usage = Usage()
-    manifest = read_json(base / MANIFEST)
+    manifest = read_manifest(base)
     directory = load_directory(base, manifest)
 
     work = CHECKPOINTS / run_key(params, [train, validation, *sorted(base.iterdir()), Path(__file__)], device())
@@ -377,7 +379,10 @@ def main(
         "tokens_per_second": round(throughput(history, params.warmup_steps), 1),
     }
     write_json(resources, figures)
-    remove(CHECKPOINTS)  # those of other keys too: few are kept, and none after a success
+    for path in CHECKPOINTS.glob("*/"):  # those of other keys too: few are kept, and none after a success
+        remove(path)
+    with suppress(OSError):  # a killed evaluation's answers may lie there
+        CHECKPOINTS.rmdir()
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ train: {backend: trl, seed: 3407, r: 16, lora_alpha: 32, lora_dropout: 0.1, targ
     optim: adamw_8bit}
 """
 BASELINES = {"majority_accuracy": 0.552, "majority_macro_f1": 0.237, "tfidf_accuracy": 0.568, "tfidf_macro_f1": 0.358}
+WEIGHTS = {"name": "model.safetensors", "size": 1, "sha256": "0" * 64}
 DATA = {
     "train": {"questions": 450},
     "validation": {"questions": 50},
@@ -93,7 +94,7 @@ def write_inputs(directory: Path) -> None:
         "baseline.json": BASELINES,
         "format.json": DATA,
         "source.json": {"simulated": True, "name": "made-up trials", "licence": "MIT"},
-        "base/manifest.json": {"source": "tiny", "files": []},
+        "base/manifest.json": {"source": "tiny", "files": [WEIGHTS]},
     }.items():
         (directory / name).write_text(json.dumps(value))
     write_gguf(directory / "medical-reasoner.gguf")

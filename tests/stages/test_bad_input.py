@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import run_stage, set_params, yaml
+from tests.conftest import run_command, run_stage, set_params, stages, yaml
 
 HALF = 0.5
 QUESTIONS = "data/raw/ori_pqal.json"
@@ -99,12 +99,62 @@ def test_params_yaml_that_is_no_yaml(project: Path):
     assert_refused(project, "format", f"params.yaml, line {len(text.splitlines()) + 2}", "not valid YAML")
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["2024-13-45", "!!int abc", "!!bool maybe", "9" * 5000, "[" * 2000, "!!python/name:os.system", "*anchor", "\t1"],
+)
+def test_a_value_that_yaml_itself_cannot_read(project: Path, value: str):
+    path = project / "params.yaml"
+    path.write_text(re.sub(r"(?m)^  validation_questions: .*", f"  validation_questions: {value}", path.read_text()))
+    assert_refused(project, "format", "params.yaml")
+
+
+CODE = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+
+Path("MARKER").touch()
+
+
+class Evil(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "directory"), [("train", "models/base"), ("baseline", "models/base"), ("quantize", "models/merged")]
+)
+def test_code_that_a_tokenizer_names_is_never_run(project: Path, stage: str, directory: str):
+    """Put there behind the back of `base`, which refuses such a model."""
+    path = project / directory / "tokenizer_config.json"
+    named = {"tokenizer_class": "HybridDNATokenizer", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    marker = project / "code-ran"
+    (path.parent / "evil.py").write_text(CODE.replace("MARKER", str(marker)))
+    command = stages(project)[stage]["cmd"]
+    result = run_command(project, f"yes | ({command})", HF_HOME=str(project / "hub"))
+    assert not marker.exists(), result.stderr
+    assert "Traceback" not in result.stderr
+    if stage != "quantize":
+        assert result.returncode == 1
+        assert "models/base: tokenizer_config.json names code of its own" in result.stderr.splitlines()[-1]
+
+
 def cut(share: float) -> Callable[[bytes], bytes]:
     return lambda body: body[: int(len(body) * share)]
 
 
 def alter(body: bytes) -> bytes:
     return body[:-1] + bytes([body[-1] ^ 1])
+
+
+def alter_header(body: bytes) -> bytes:
+    """Of a safetensors file: a quotation mark of its JSON becomes another character."""
+    return body.replace(b'"', b"\xff", 1)
+
+
+def empty(body: bytes) -> bytes:
+    return b"{}"
 
 
 def no_json(body: bytes) -> bytes:
@@ -129,7 +179,26 @@ def no_json(body: bytes) -> bytes:
         ("models/base/manifest.json", cut(HALF), "baseline", "not valid JSON"),
         ("models/adapter/adapter_config.json", cut(HALF), "merge", "not valid JSON"),
         ("models/merged/manifest.json", no_json, "quantize", "not valid JSON"),
+        # JSON of another kind
+        ("models/base/manifest.json", empty, "train", "source: Field required"),
+        ("models/base/manifest.json", empty, "merge", "source: Field required"),
+        ("models/base/manifest.json", empty, "baseline", "source: Field required"),
+        ("models/base/manifest.json", empty, "report", "source: Field required"),
+        ("models/merged/manifest.json", empty, "quantize", "source: Field required"),
+        ("models/merged/manifest.json", empty, "reference", "source: Field required"),
+        ("data/raw/source.json", empty, "quantize", "has no 'name'"),
+        ("data/raw/source.json", empty, "report", "has no 'simulated'"),
+        ("metrics/baseline.json", empty, "report", "has no 'tfidf_accuracy'"),
+        ("metrics/format.json", empty, "report", "has no 'train'"),
+        ("models/base/tokenizer.json", empty, "format", "tokenizer"),
+        ("models/base/tokenizer_config.json", lambda body: b"[]", "format", "is no JSON object"),
+        ("models/base/chat_template.jinja", lambda body: b"{% for", "format", "does not work"),
+        ("models/base/chat_template.jinja", lambda body: b"\xff", "format", "not valid UTF-8"),
         # a wrong checksum
+        ("models/adapter/adapter_model.safetensors", alter, "merge", "is not as `train` wrote it"),
+        ("models/base/model.safetensors", alter_header, "train", "does not have the sha256"),
+        ("models/base/model.safetensors", alter_header, "merge", "no safetensors file"),
+        ("models/merged/model.safetensors", alter_header, "quantize", "no safetensors file"),
         ("models/base/model.safetensors", alter, "train", "does not have the sha256"),
         ("models/base/model.safetensors", alter, "merge", "does not have the sha256"),
         ("models/base/model.safetensors", alter, "baseline", "does not have the sha256"),
@@ -137,7 +206,7 @@ def no_json(body: bytes) -> bytes:
         ("models/base/model.safetensors", cut(HALF), "train", "bytes in place of"),
         ("models/base/model.safetensors", cut(HALF), "merge", "bytes in place of"),
         ("models/base/model.safetensors", cut(HALF), "baseline", "bytes in place of"),
-        ("models/adapter/adapter_model.safetensors", cut(HALF), "merge", "truncated"),
+        ("models/adapter/adapter_model.safetensors", cut(HALF), "merge", "is not as `train` wrote it"),
         ("models/merged/model.safetensors", cut(HALF), "quantize", "truncated"),
         ("models/merged/model.safetensors", cut(0), "quantize", "truncated"),
         # a truncated GGUF
@@ -223,6 +292,9 @@ def test_adapter_weights_that_do_not_fit(project: Path, change: str, problem: st
         case _:
             tensors["base_model.model.lm_head.weight"] = tensors[name]
     save_file(tensors, path)
+    identity = path.parent / "trained_on.json"
+    known = json.loads(identity.read_text()) | {"adapter": hashlib.sha256(path.read_bytes()).hexdigest()}
+    identity.write_text(json.dumps(known))
     assert_refused(project, "merge", problem)
 
 

@@ -25,7 +25,7 @@ VALUES: dict[str, Any] = yaml.load((ROOT / "profiles" / "micro.yaml").read_text(
 
 def kill_after(project: Path, step: int) -> Path:
     """Start `train` and send it SIGKILL as soon as the checkpoint of that step is whole; returns the checkpoint."""
-    command = stages(project)["train"]["cmd"].split()[1:]
+    command = stages(project)["train"]["cmd"].split()[2:]
     with subprocess.Popen([sys.executable, *command], cwd=project, stderr=subprocess.DEVNULL) as process:
         while not (found := list((project / CHECKPOINTS).glob(f"*/checkpoint-{step}/{COMPLETE}"))):
             assert process.poll() is None
@@ -187,7 +187,7 @@ def test_running_out_of_memory_names_the_parameters_to_lower():
 def test_a_killed_evaluation_goes_on_and_ends_the_same(project: Path):
     table = project / "metrics" / "predictions" / "tuned.csv"
     before = table.read_bytes()
-    command = stages(project)["evaluate"]["cmd"].split()[1:]
+    command = stages(project)["evaluate"]["cmd"].split()[2:]
     with subprocess.Popen([sys.executable, *command], cwd=project, stderr=subprocess.DEVNULL) as process:
         while not any(path.stat().st_size > 500 for path in (project / CHECKPOINTS).glob("*.jsonl")):
             assert process.poll() is None

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from pipeline import gguf, scoring
 from pipeline.measures import COLUMNS, UNPARSABLE
 from pipeline.predict import Params, predict
 from pipeline.prompt import LABELS, PROTOCOLS
+from pipeline.records import sha256
 from pipeline.scoring import Scorer
-from pipeline.stage import Fail
+from pipeline.stage import Fail, scratch
 from pipeline.weights import describe
-from tests.conftest import run_command, run_stage, stages, yaml
+from tests.conftest import ROOT, run_command, run_stage, stages, yaml
 from tests.hub import COMMIT, serve
 
 MODEL = {
@@ -239,7 +241,10 @@ def test_training_leaves_the_base_alone(micro: Path):
     base = micro / "models" / "base"
     manifest = numbers(base / "manifest.json")
     assert describe(base) == manifest["files"]  # written before the training
-    assert numbers(micro / "models" / "adapter" / "trained_on.json") == {"files": manifest["files"]}
+    assert numbers(micro / "models" / "adapter" / "trained_on.json") == {
+        "adapter": sha256(micro / "models" / "adapter" / "adapter_model.safetensors"),
+        "files": manifest["files"],
+    }
 
 
 def test_a_row_a_step(micro: Path):
@@ -303,7 +308,7 @@ def test_the_gguf(micro: Path):
     expected = {
         "general.architecture": "llama",
         "general.name": "medical-reasoner",
-        "general.version": "0.1.0",
+        "general.version": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
         "general.file_type": 15,  # Q4_K_M
         "general.sampling.temp": 0.0,
         "llama.embedding_length": 256,
@@ -366,12 +371,16 @@ def test_a_protocol_is_asked_only_if_its_parameter_names_it(project: Path):
 
 def test_the_reference_is_the_merged_model_at_16_bits_and_may_be_off(project: Path, wide: Path):
     params = Params(protocols=["chat"], n_ctx=2048, max_new_tokens=8)
-    rows, _ = predict(wide, project / "data" / "formatted" / "test.jsonl", params)
+    predict(wide, project / "data" / "formatted" / "test.jsonl", params, project / "again.csv")
     table = project / "metrics" / "predictions" / "merged.csv"
-    assert [list(map(str, row)) for row in rows] == [list(row.values()) for row in rows_of(table)]
+    assert (project / "again.csv").read_bytes() == table.read_bytes()
     assert numbers(project / "metrics" / "compare.json")["tuned_minus_merged_kl"] > 0
     shutil.rmtree(project / "models" / "merged")
+    with scratch(table.parent / "merged.gguf") as left_over:
+        pass
+    left_over.write_text("of a run that was killed")
     assert run_stage(project, "reference", enabled=False).returncode == 0
+    assert not left_over.exists()
     assert table.read_text().splitlines() == [",".join(COLUMNS)]
     assert run_stage(project, "report").returncode == 0
     assert not [name for name in numbers(project / "metrics" / "compare.json") if "merged" in name]
@@ -398,9 +407,11 @@ def test_the_order_of_the_questions_changes_nothing(micro: Path, tmp_path: Path)
         Params(protocols=list(PROTOCOLS), n_ctx=2048, max_new_tokens=8),
     )
     (tmp_path / "turned.jsonl").write_text("".join(reversed(lines)))
-    rows, _ = predict(model, tmp_path / "turned.jsonl", params)
-    written = rows_of(micro / "metrics" / "predictions" / "tuned.csv")
-    assert sorted(list(map(str, row)) for row in rows) == sorted(list(row.values()) for row in written)
+    predict(model, tmp_path / "turned.jsonl", params, tmp_path / "turned.csv")
+    written = (micro / "metrics" / "predictions" / "tuned.csv").read_text().splitlines()
+    turned = (tmp_path / "turned.csv").read_text().splitlines()
+    assert turned != written
+    assert sorted(turned) == sorted(written)
 
 
 @pytest.fixture(scope="module")
@@ -498,10 +509,11 @@ class TestAFailedQuestion:
     """It ends the stage, with the question's PMID; it never becomes a 'maybe'."""
 
     @pytest.fixture
-    def evaluate(self, micro: Path) -> Callable[..., None]:
+    def evaluate(self, micro: Path, tmp_path: Path) -> Callable[..., None]:
         def run(n_ctx: int = 2048) -> None:
             model, test = micro / "models" / "medical-reasoner.gguf", micro / "data" / "formatted" / "test.jsonl"
-            predict(model, test, Params(protocols=["chat"], n_ctx=n_ctx, max_new_tokens=8))
+            params = Params(protocols=["chat"], n_ctx=n_ctx, max_new_tokens=8)
+            predict(model, test, params, tmp_path / "tuned.csv")
 
         return run
 

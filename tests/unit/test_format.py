@@ -52,6 +52,13 @@ TRUTH = {pmid: row["final_decision"] for pmid, row in TEST.items()}
 RECORDS = REST | TEST
 
 
+def test_control_tokens_are_the_special_ones_and_those_that_llama_cpp_takes_for_such(tmp_path: Path):
+    added = {"<|eot_id|>": True, "<|extra|>": False, "<｜fullwidth｜>": False, "<table>": False, "  ": False}  # noqa: RUF001
+    tokens = [{"content": name, "special": special} for name, special in added.items()]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    assert control_tokens(tmp_path) == ["<|eot_id|>", "<|extra|>", "<｜fullwidth｜>"]  # noqa: RUF001
+
+
 class TestSplit:
     def test_the_test_split_is_exactly_the_official_list(self):
         assert split(RECORDS, TRUTH, params())["test"] == sorted(TRUTH)
@@ -261,13 +268,6 @@ def test_every_text_of_a_record_is_data_and_nothing_else_changes():
         "LONG_ANSWER": "< |eot_id|>!",
     }
     assert texts_as_data(plain, ["<|eot_id|>"]) == plain
-
-
-def test_the_control_tokens_are_the_bases_special_ones(tmp_path: Path):
-    added = [("<|eot_id|>", True), ("<tab>", False), ("<s>", True)]
-    tokens = [{"id": i, "content": name, "special": special} for i, (name, special) in enumerate(added)]
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    assert control_tokens(tmp_path) == ["<|eot_id|>", "<s>"]
 
 
 def test_statistics_of_lengths_that_differ():

@@ -99,11 +99,41 @@ def test_an_adapter_of_other_weights(tmp_path: Path, files: Any):
         check(tmp_path, {}, files)
 
 
+def vouch(adapter: Path) -> None:
+    """Write the adapter's sha256 beside it, as `train` does."""
+    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    (adapter / "trained_on.json").write_text(json.dumps({"adapter": digest, "files": FILES}))
+
+
+@pytest.mark.parametrize(("a", "b"), [((4, 16), (24, 8)), ((16,), (24, 4)), ((4, 16), (24,)), ((4, 16, 1), (24, 4))])
+def test_matrices_whose_shapes_no_lora_has(tmp_path: Path, a: tuple[int, ...], b: tuple[int, ...]):
+    module = f"base_model.model.{NAME.removesuffix('.weight')}"
+    tensors = {f"{module}.lora_A.weight": torch.zeros(a), f"{module}.lora_B.weight": torch.zeros(b)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    vouch(tmp_path)
+    with pytest.raises(Fail, match="shapes that no LoRA has"):
+        read_adapter(tmp_path)
+
+
+def test_an_adapter_of_which_one_weight_was_altered(tmp_path: Path):
+    module = f"base_model.model.{NAME.removesuffix('.weight')}"
+    save_file(
+        {f"{module}.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}, tmp_path / "adapter_model.safetensors"
+    )
+    vouch(tmp_path)
+    read_adapter(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(Fail, match="is not as `train` wrote it"):
+        read_adapter(tmp_path)
+
+
 def test_the_pairs_of_an_adapter_by_the_bases_own_names(tmp_path: Path):
     module = NAME.removesuffix(".weight")
     pair = torch.randn(4, 16), torch.randn(24, 4)
     tensors = {f"base_model.model.{module}.lora_{side}.weight": m for side, m in zip("AB", pair, strict=True)}
     save_file({name: matrix.half() for name, matrix in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    vouch(tmp_path)
     ((name, found),) = read_adapter(tmp_path).items()
     assert name == NAME
     assert [matrix.dtype for matrix in found] == [torch.float32] * 2

@@ -14,9 +14,9 @@ from pipeline.embedded.tokenizer import CHAT_TEMPLATE
 from pipeline.header import SYSTEM_PROMPT
 from pipeline.prompt import user
 from pipeline.release import NO_RELEASE, NOTICE, OLLAMA_TEMPLATE, SIMULATED, Facts, has_llama_3_turns, modelfile
-from tests.tables import DATA, make_report, write_gguf, write_inputs
+from tests.tables import DATA, WEIGHTS, make_report, write_gguf, write_inputs
 
-HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revision": "a" * 40, "files": []}
+HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revision": "a" * 40, "files": [WEIGHTS]}
 PUBMEDQA = {"simulated": False, "name": "PubMedQA PQA-L", "dataset": "qiaojin/PubMedQA", "licence": "MIT (data)"}
 PICTURES = {f"{name}.png" for name in ("accuracy", "confusion", "reliability", "right_label", "risk_coverage")}
 PAGES = {"README.md", "RUN.md", "Modelfile", "medical-reasoner.preset.json"}
