@@ -29,7 +29,7 @@ check: .venv/ready  ## check format, lint, types, and that the pages of figures 
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/pyright
-	.venv/bin/python benchmarks/record.py --check
+	.venv/bin/python -m benchmarks.record --check
 
 plots: .venv/ready  ## draw the plots into a page that needs no network
 	.venv/bin/python -m pipeline.plots

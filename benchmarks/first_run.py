@@ -1,12 +1,14 @@
 """A report of the last `dvc repro` to paste into an issue: hardware, versions, base, times, memory and metrics.
 
     make first-run
+    python -m benchmarks.first_run rehearsal    the run of another project's directory: `make rehearsal` makes this one
 
 It holds no text of any question and no path.
 """
 
 import json
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.record import PACKAGES, hardware
 
-STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "baseline", "report")
+STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -71,4 +73,4 @@ def report(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(report(Path()))
+    print(report(Path(*sys.argv[1:])))

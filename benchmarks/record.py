@@ -1,6 +1,6 @@
 """Keep measured figures in benchmarks/results.json; write RESULTS.md and the tables of README.md and docs/hardware.md.
 
-`python benchmarks/record.py` writes all three; with `--check` it fails when one of them is not what it would write.
+`python -m benchmarks.record` writes all three; with `--check` it fails when one of them is not what it would write.
 A figure is a flat key with its value, unit, command, hardware, versions, commit, date and raw log.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+
+from pipeline.download import PUBMEDQA_SHA256
 
 HERE = Path(__file__).parent
 RESULTS, TABLE, FAULTS = HERE / "results.json", HERE / "RESULTS.md", HERE / "faults.json"
@@ -37,6 +39,7 @@ STAGES = {  # what each reads and writes, in words
 }
 MODELS = ("base", "tuned", "tfidf", "majority")
 COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a rehearsal's stage, as it is printed
+LLAMA_3 = "Meta-Llama-3-8B-Instruct"
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "dvc")
 
 
@@ -81,7 +84,7 @@ def table() -> str:
     lines = [
         "# Measured",
         "",
-        "Written by `python benchmarks/record.py` from `results.json`, which also holds the versions of every figure.",
+        "Written by `python -m benchmarks.record` from `results.json`, which also holds the versions of every figure.",
         "",
         "| key | value | hardware | commit | date | command | log |",
         "| --- | --: | --- | --- | --- | --- | --- |",
@@ -99,24 +102,38 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def run_name(params: Any, figures: dict[str, Any]) -> str:
+    """What a run's base and questions are, by its params.yaml and its metrics/compare.json."""
+    base = {"tiny": "tiny Llama", "local": "a local model"}.get(params["base"]["source"])
+    if figures["simulated"]:
+        data = "simulated trials"
+    else:
+        real = params["download"]["records"]["sha256"] == PUBMEDQA_SHA256
+        data = "the real PubMedQA" if real else "own questions"
+    weights = ", random weights" if figures["rehearsal"] else ""
+    return f"{base or params['base']['repo_id'].rpartition('/')[2]}{weights}, {data}"
+
+
 def readme() -> str:
     """README.md with the results of the committed runs and the stages, each between two markers."""
-    runs = {
-        "tiny Llama, simulated trials": HERE.parent / "metrics",
-        "tiny Llama, the real PubMedQA": HERE / "runs" / "tiny-pubmedqa" / "metrics",
-    }
     lines = [
         "| | untuned base | tuned, as shipped | difference (95 % interval) | TF-IDF | majority | file |",
         "| --- | --: | --: | --: | --: | --: | --: |",
     ]
-    for name, directory in runs.items():
-        row = json.loads((directory / "compare.json").read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for run in (HERE.parent, HERE / "runs" / "tiny-pubmedqa"):
+        row = json.loads((run / "metrics" / "compare.json").read_text(encoding="utf-8"))
+        params: Any = YAML(typ="safe").load(run / "params.yaml")  # pyright: ignore[reportUnknownMemberType]
+        if (name := run_name(params, row)) in names:
+            continue
+        names.add(name)
         cells = [f"{100 * row[f'{model}_accuracy']:.1f} % / {100 * row[f'{model}_macro_f1']:.1f} %" for model in MODELS]
         low, high = (100 * row[f"tuned_minus_base_accuracy_{end}"] for end in ("low", "high"))
         difference = f"{100 * row['tuned_minus_base_accuracy']:+.1f} ({low:+.1f} to {high:+.1f}) points"
-        size = f"{row['gguf_bytes'] / 1e6:.1f} MB"
+        size = f"{row['gguf_bytes'] / 1e6:,.1f} MB"
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
-    lines.append("| Llama-3-8B-Instruct, the real PubMedQA | not yet run: see below | | | | | |")
+    if not any(name.startswith(LLAMA_3) for name in names):
+        lines.append(f"| {LLAMA_3}, the real PubMedQA | not yet run: see below | | | | | |")
     return between(STAGE_MARKERS, stage_table(), between(MARKERS, lines, README.read_text(encoding="utf-8")))
 
 
@@ -157,10 +174,11 @@ def card() -> list[str]:
         return format(results[key]["value"], form) if key in results else ""
 
     disk, memory = results["rehearsal.disk_gb"]["value"], results["quantize.peak_anon_gib"]["value"]
-    vram_needed = results["train.t4.peak_reserved_gib"]["value"]
+    compared = json.loads((HERE / "runs/llama3-8b-t4-rehearsal/metrics/compare.json").read_text(encoding="utf-8"))
     lines = [
-        f"To have ready: {5 * ceil(disk / 5)} GB of free disk, {ceil(2 * vram_needed) / 2} GiB of VRAM (a gigabyte",
-        f"more with `train.offload_embedding: false`), {ceil(memory)} GiB of memory, and `HF_TOKEN`.",
+        f"To have ready: {5 * ceil(disk / 5)} GB of free disk beside `.venv` (set-up asks for 16 GB more), a card",
+        f"of 6 GB or more (8 GB with `train.offload_embedding: false`), {ceil(memory)} GiB of memory, and `HF_TOKEN`.",
+        f"The file that ships has {compared['gguf_bytes'] / 1e9:.1f} GB.",
         "",
         "| stage | time, s | memory of its own, GiB | disk in all, GB | VRAM, GiB |",
         "| --- | --: | --: | --: | --: |",
@@ -206,7 +224,7 @@ def main() -> None:
         if not check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path.name} is not what the measured figures say; run `python benchmarks/record.py`")
+            sys.exit(f"{path.name} is not what the measured figures say; run `python -m benchmarks.record`")
 
 
 if __name__ == "__main__":

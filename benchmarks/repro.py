@@ -1,6 +1,6 @@
 """Time what a newcomer does: clone, `make setup`, `dvc repro` of the embedded default stage by stage, and once more.
 
-`python benchmarks/repro.py` clones this commit into a temporary directory with empty caches, so that none helps.
+`python -m benchmarks.repro` clones this commit into a temporary directory with empty caches, so that none helps.
 """
 
 import json
@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from record import HERE, record
+from benchmarks.record import HERE, record
 
-COMMAND = "python benchmarks/repro.py"
+COMMAND = "python -m benchmarks.repro"
 LOG = HERE / "logs" / "repro.log"
 PYTHON = os.environ.get("PYTHON", str(Path(sys.base_prefix, "bin", "python3")))
 

@@ -1,4 +1,4 @@
-"""Whether the embedded default's result is luck: `python benchmarks/seeds.py` trains it again with three other seeds.
+"""Whether the embedded default's result is luck: `python -m benchmarks.seeds` trains it again with three other seeds.
 
 Each seed is a `dvc repro` with another train.seed, in a clone that shares this project's cache, so that the base is not
 made again. Run it after `dvc repro`.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from record import HERE, record
+from benchmarks.record import HERE, record
 
 SEEDS = (1, 2, 3)
 LOG = HERE / "logs" / "seeds.log"
@@ -47,7 +47,7 @@ def main() -> None:
         figures[f"tiny.seed_{seed}.accuracy_difference_low"] = (runs[seed]["tuned_minus_base_accuracy_low"], "")
         lowest = min(runs[seed][f"tuned_recall_{label}"] for label in ("yes", "no", "maybe"))
         figures[f"tiny.seed_{seed}.lowest_recall"] = (lowest, "")
-    record(figures, "python benchmarks/seeds.py", LOG)
+    record(figures, "python -m benchmarks.seeds", LOG)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ RESULTS = ["metrics", ":(exclude)metrics/*_resources.json", ":(exclude)metrics/t
 
 NEXT = """Next
   make plots                                  every plot on a page, no network
-  ollama create medical-reasoner -f models/release/Modelfile
-                                              or open the file in LM Studio
+  models/release/RUN.md                       LM Studio, Ollama, llama.cpp
   cp profiles/tiny-pubmedqa.yaml params.yaml  the real questions"""
 
 

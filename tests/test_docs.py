@@ -34,9 +34,9 @@ ELSEWHERE = {
 dvc repro --allow-missing    # has nothing to do
 """: "tests/test_remote.py::test_after_a_pull_nothing_is_left_to_do",
     """dvc get ../medical-reasoner models/medical-reasoner.gguf
-git tag --annotate medical-reasoner@v1.0.0 --message 'the first version'
-dvc artifacts get ../medical-reasoner medical-reasoner --rev v1.0.0
-""": "tests/test_remote.py::test_the_gguf_is_had_without_the_project",
+git -C ../medical-reasoner tag --annotate medical-reasoner@v1.0.0 --message 'the first version'
+dvc artifacts get ../medical-reasoner medical-reasoner --rev v1.0.0 --out medical-reasoner-v1.0.0.gguf
+""": "tests/test_remote.py::test_another_project_gets_the_gguf_with_the_lines_of_the_page",
     r"""dvc get https://github.com/OWNER/medical-reasoner models/medical-reasoner.gguf \
     --remote raw --remote-config url=https://raw.githubusercontent.com/OWNER/medical-reasoner/main/.dvc/release
 """: "tests/test_remote.py::test_the_gguf_is_had_without_the_project",
@@ -46,7 +46,7 @@ dvc pull --allow-missing                      # main's data and models; skip it 
 dvc repro
 git add dvc.lock metrics
 git commit --no-edit
-dvc push
+make push                                     # to a remote of your own; skip it without one
 """: "tests/test_review.py::test_the_documented_way_out_of_a_conflict_in_dvc_lock",
     """. .venv/bin/activate
 dvc pull                                                       # or dvc repro: the data and the base
@@ -62,10 +62,10 @@ dvc queue status
 
 # Text of a block -> why no test runs it.
 NOT_RUN = {
-    """make repro   # set up .venv, run the pipeline, show the result
-make test    # the tests
+    """make repro   # set up .venv, run the pipeline, show the result: some eight minutes on two cores
+make test    # the tests: as long again
 """: "minutes; the second is what runs this",
-    """make setup GPU=1
+    """make setup GPU=1      # needs Python 3.12, nvcc and driver 580, and says so if one is missing
 cp profiles/llama3-8b-t4.yaml params.yaml
 HF_TOKEN=... make repro
 """: "a card, a licence and a download of 16 GB",
@@ -76,7 +76,7 @@ make test                       # some minutes on two cores
 """: "minutes; the last is what runs this, and the hooks are run below",
     """make repro                       # the default, `tiny`: five minutes on two cores
 make release-run                 # its data and models into .dvc/release, for `dvc pull`
-python benchmarks/record.py      # README's table and RESULTS.md from metrics/ and results.json
+python -m benchmarks.record      # README's table and RESULTS.md from metrics/ and results.json
 """: "minutes; tests/test_remote.py has the second",
     r"""python3 -m venv ~/sky && ~/sky/bin/pip install 'skypilot[aws]==0.14.1'
 export GIT_URL=https://x-access-token:TOKEN@github.com/OWNER/REPOSITORY
@@ -85,8 +85,8 @@ export GIT_URL=https://x-access-token:TOKEN@github.com/OWNER/REPOSITORY
 """: "an account with a cloud; tests/test_rent.py runs what the file says",
     """git clone https://github.com/OWNER/medical-reasoner && cd medical-reasoner
 make setup GPU=1                                # needs driver 580, nvcc, Python 3.12; says so if one is missing
-cp profiles/llama3-8b-t4.yaml params.yaml
-make repro
+cp profiles/llama3-8b-t4.yaml params.yaml       # its base is gated: accept the licence on its page first
+HF_TOKEN=... make repro
 """: "a card",
     """dvc exp apply above-nave
 dvc repro
@@ -173,10 +173,10 @@ def test_every_example_on_the_page_of_changes_is_used_below() -> None:
 # README, review, remotes and sweeps
 
 
-@runs('.venv/bin/python -m pipeline.ask "Does')
+@runs('echo "120 patients')
 def test_a_question_is_asked(block: str, project: Path) -> None:
-    (project / "abstract.txt").write_text("120 patients took belacine or placebo. Pain fell more with belacine.")
-    assert re.search(r"^(yes|no|maybe) \d+\.\d%", output_of(project, block), re.MULTILINE)
+    printed = output_of(project, block.replace("/tmp/", f"{project.parent}/"))
+    assert re.search(r"^(yes|no|maybe) \d+\.\d%", printed, re.MULTILINE)
 
 
 @runs("dvc remote add --default store s3://bucket/medical-reasoner   #")

@@ -143,9 +143,10 @@ def said_by_us() -> list[str]:
 @functools.cache
 def said_by_dvc() -> list[str]:
     import dvc
+    import scmrepo  # DVC's way to git
 
-    text = "\n".join(path.read_text(encoding="utf-8") for path in Path(dvc.__file__).parent.rglob("*.py"))
-    return [text]
+    folders = [Path(package.__file__).parent for package in (dvc, scmrepo)]
+    return ["\n".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py"))]
 
 
 def sentences(title: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, output_of, run_command, stages, stages_named, yaml
+from pages import blocks
 
 from pipeline import remote
 from pipeline.stage import Fail
@@ -133,6 +134,18 @@ def test_the_gguf_is_had_without_the_project(way: str, tagged: Path, web: str, t
     output_of(tmp_path, GET[way].format(clone=tagged, web=web))
     (locked,) = [out for out in yaml.load(tagged / "dvc.lock")["stages"]["quantize"]["outs"] if out["path"] == GGUF]
     assert md5(tmp_path / "got") == locked["md5"]
+
+
+def test_another_project_gets_the_gguf_with_the_lines_of_the_page(clone: Path, tmp_path: Path) -> None:
+    (lines,) = [block.text for block in blocks("sh", "docs/remotes.md") if block.text.startswith("dvc get ../")]
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(clone), str(tmp_path / "medical-reasoner")], check=True)
+    (tmp_path / "other").mkdir()
+    who = {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b.c"}
+    output_of(tmp_path / "other", f"set -e\n{lines}", **who)
+    found = {path.name: md5(path) for path in (tmp_path / "other").iterdir()}
+    assert found.keys() == {"medical-reasoner.gguf", "medical-reasoner-v1.0.0.gguf"}
+    (locked,) = [out for out in yaml.load(clone / "dvc.lock")["stages"]["quantize"]["outs"] if out["path"] == GGUF]
+    assert set(found.values()) == {locked["md5"]}
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)

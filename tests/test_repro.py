@@ -78,7 +78,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "remote.py": (),
     "scoring.py": ("evaluate", "reference", "baseline"),
     "summary.py": (),
-    "weights.py": ("base", "train", "merge", "quantize", "reference", "baseline", "report"),
+    "weights.py": ("download", "base", "train", "merge", "quantize", "reference", "baseline", "report"),
 }
 
 # Every file that a stage writes -> the stages that a change of it reaches: those that read it, and the one that wrote

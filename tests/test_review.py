@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from branches import commit, git
+from branches import commit, git, link_environment
 from conftest import ROOT, run_command, yaml
 
 
@@ -87,6 +87,10 @@ def test_the_documented_way_out_of_a_conflict_in_dvc_lock(committed: Path, tmp_p
 
     page = (ROOT / "docs/review.md").read_text()
     (block,) = re.findall(r"runs these lines -->\n```sh\n(.*?)```", page, re.DOTALL)
+    for name in ("Makefile", "constraints.txt"):
+        shutil.copyfile(ROOT / name, project / name)
+    link_environment(project)
+    commit(project, "what make needs")
     merge, *way_out = block.splitlines()
     assert "CONFLICT (content): Merge conflict in dvc.lock" in run_command(project, merge).stdout
     lines = ["git config user.name A", "git config user.email a@example.org", *way_out]
