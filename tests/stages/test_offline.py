@@ -7,45 +7,63 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, copy_project, run_command, tried
-
-ALONE = "unshare -rn"  # a network namespace whose only interface is a loopback that is down
-possible = subprocess.run([*ALONE.split(), "true"], capture_output=True, check=False).returncode == 0
+from tests.conftest import ALONE, ROOT, alone_possible, copy_project, run_command, tried
 
 
-def watched(directory: Path, command: str, notes: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command; what its Python processes look up or connect to is noted in `notes`."""
-    return run_command(directory, command, PYTHONPATH=str(ROOT / "tests" / "connects"), CONNECTS=str(notes))
+def test_the_watch_sees_look_ups_connections_and_datagrams_of_python_and_of_native_code(watch: Path, tmp_path: Path):
+    notes = tmp_path / "notes"
+    program = """
+import socket
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    socket.socket(family).connect_ex((address, 9))
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.sendto(b"", ("127.0.0.2", 9))
+datagrams.sendmsg([b""], [], 0, ("127.0.0.3", 9))
+socket.getaddrinfo("localhost", 9)
+"""
+    (tmp_path / "program.py").write_text(program)
+    watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(notes)}
+    assert run_command(tmp_path, "python3 program.py", **watched).returncode == 0
+    run_command(tmp_path, "git ls-remote http://127.0.0.4:9", **watched)
+    calls = {line.partition(" (")[0] for line in notes.read_text().splitlines()}
+    assert calls >= {
+        "connect 127.0.0.1",
+        "connect ::1",
+        "sendto 127.0.0.2",
+        "sendmsg 127.0.0.3",
+        "getaddrinfo localhost",
+        "connect 127.0.0.4",
+    }
 
 
-def test_the_watch_sees_a_look_up_and_a_connection(tmp_path: Path):
-    program = "import socket; socket.socket().connect_ex(('127.0.0.1', 9)); socket.getaddrinfo('localhost', 9)"
-    watched(tmp_path, f'python3 -c "{program}"', tmp_path / "notes")
-    notes = (tmp_path / "notes").read_text()
-    assert "socket.connect ('127.0.0.1', 9)" in notes
-    assert "socket.getaddrinfo localhost" in notes
+def test_no_stage_looks_up_or_connects_to_anything(micro: Path):
+    assert "preload" not in (micro.parent / "printed").read_text()  # the loader only warns
+    notes = micro.parent / "connects"
+    assert not notes.exists(), notes.read_text()
 
 
-@pytest.mark.skipif(not possible, reason="this machine lends no network namespace")
+@pytest.mark.skipif(not alone_possible, reason="this machine lends no network namespace")
 @pytest.mark.parametrize(
     "targets",
     ["download format", pytest.param("", marks=pytest.mark.slow)],
     ids=["download and format", "everything"],
 )
-def test_a_run_in_a_network_namespace_of_its_own(micro: Path, tmp_path: Path, targets: str):
+def test_a_run_in_a_network_namespace_of_its_own(micro: Path, watch: Path, tmp_path: Path, targets: str):
     project = copy_project(tmp_path / "project")
     shutil.copyfile(ROOT / ".gitignore", project / ".gitignore")
     subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
     if targets:
         shutil.copytree(micro / "models" / "base", project / "models" / "base")
     single = "--single-item" if targets else ""
-    with tried("offline", f"dvc repro {targets} without a network"):
-        result = watched(project, f"{ALONE} python3 -m dvc repro {single} {targets}", tmp_path / "notes")
+    with tried("offline", f"dvc repro {targets or 'of everything'}, without a network") as seen:
+        watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(tmp_path / "notes")}
+        result = run_command(project, f"{ALONE} python3 -m dvc repro {single} {targets}", **watched)
         assert result.returncode == 0, result.stderr
         assert not (tmp_path / "notes").exists(), (tmp_path / "notes").read_text()
         if not targets:
             for name in ("models/medical-reasoner.gguf", "metrics/compare.json"):
                 assert (project / name).read_bytes() == (micro / name).read_bytes()
+        seen.append("nothing: it runs, and no process looks up or connects to anything")
 
 
 def test_no_question_abstract_or_conclusion_is_printed_or_in_what_is_committed_and_released(micro: Path):
