@@ -6,16 +6,18 @@ checked against the sha256 in params.yaml. Optionally ori_pqaa.json, artificial 
 hub's qiaojin/PubMedQA. source.json says where all of it comes from.
 """
 
+import re
 import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
 from pipeline.records import Record, sha256, write_json
 from pipeline.stage import Fail, Section, read_section, run, writing
+from pipeline.weights import from_hub
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ATTEMPTS = 5
@@ -36,7 +38,24 @@ class Artificial(Section):
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     file: File  # a parquet file of the repository's folder pqa_artificial
     questions: Annotated[int, Field(gt=0)]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Context(BaseModel, strict=True):
+    """What is read of PQA-A's context field, which holds more."""
+
+    contexts: list[str]
+    labels: list[str]
+
+
+class Row(BaseModel, strict=True):
+    """What is read of a row of PQA-A's table."""
+
+    pubid: int
+    question: str
+    context: Context
+    long_answer: str
+    final_decision: str
 
 
 class Files(Section):
@@ -75,7 +94,7 @@ def fetch(location: str, file: File, target: Path) -> None:
         return
     origin = Path(location) / file.name
     if not origin.is_file():
-        raise Fail(f"{origin} is missing; put it there, or set params.yaml's download.location")
+        raise Fail(f"{printable(str(origin))} is missing; put it there, or set params.yaml's download.location")
     with writing(target) as partial:
         shutil.copyfile(origin, partial)
         check(partial, file, location)
@@ -85,16 +104,22 @@ def check(path: Path, file: File, origin: str) -> None:
     """Raise `Fail` unless the file at `path` has the sha256 that params.yaml expects."""
     if (found := sha256(path)) != file.sha256:
         raise Fail(
-            f"{file.name} from {origin} has sha256 {found}, but params.yaml expects {file.sha256} under download; "
-            "if the new file is wanted, write its sha256 there"
+            f"{file.name} from {printable(origin)} has sha256 {found}, but params.yaml expects {file.sha256} under "
+            "download; if the new file is wanted, write its sha256 there"
         )
+
+
+def printable(location: str) -> str:
+    """The location without the name and password that a URL can hold: errors end up in logs and in issues."""
+    return re.sub(r"(\w:/+)[^/]*@", r"\1", location, count=1)
 
 
 def download(url: str, target: Path) -> None:
     """Download `url`; a lost connection, a short body, 429 and 5xx are tried again, a bounded number of times."""
     import requests
+    from requests.exceptions import BaseHTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    problem = ""
+    shown, problem = printable(url), ""
     for attempt in range(1, ATTEMPTS + 1):
         wait = 2.0 ** (attempt - 1)
         try:
@@ -103,23 +128,24 @@ def download(url: str, target: Path) -> None:
                     wait = retry_after(response.headers.get("Retry-After"), wait)
                     problem = f"HTTP {response.status_code}"
                 elif response.status_code != 200:
-                    raise Fail(f"{url} answered HTTP {response.status_code}; check params.yaml's download.location")
+                    raise Fail(f"{shown} answered HTTP {response.status_code}; check params.yaml's download.location")
                 else:
                     save(response, target)
                     return
-        except (requests.RequestException, ConnectionError) as error:
+        # requests lets out urllib3's BaseHTTPError (a redirect cut short) and ValueErrors (one to what is no address).
+        except (requests.RequestException, BaseHTTPError, ConnectionError, ValueError) as error:
             problem = type(error).__name__
         if attempt < ATTEMPTS:
             time.sleep(wait)
     raise Fail(
-        f"{url} could not be downloaded in {ATTEMPTS} tries (last: {problem}); "
+        f"{shown} could not be downloaded in {ATTEMPTS} tries (last: {problem}); "
         "check the network, or point params.yaml's download.location at a mirror directory"
     )
 
 
 def retry_after(header: str | None, otherwise: float) -> float:
-    """Seconds to wait: the server's Retry-After where it is a number, at most 60."""
-    return min(float(header), 60.0) if header and header.isdigit() else otherwise
+    """Seconds to wait: the server's Retry-After where it is a number (it may be a date), at most 60."""
+    return min(float(header), 60.0) if header and header.isdecimal() else otherwise  # "²" is a digit, not a decimal
 
 
 def save(response: Any, target: Path) -> None:
@@ -140,35 +166,36 @@ def save(response: Any, target: Path) -> None:
 
 
 def artificial_records(params: Artificial) -> dict[str, Record]:
-    """`params.questions` of PQA-A, drawn by `params.seed`, as PQA-L's records.
-
-    Reads `contexts` and `labels` of the context field and nothing else of it: in the hub's files it holds more.
-    """
+    """`params.questions` of PQA-A, drawn by `params.seed`, as PQA-L's records."""
     from datasets import Dataset
-    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
+    from pyarrow.parquet import ParquetFile
 
     name = f"pqa_artificial/{params.file.name}"
-    try:
-        path = hf_hub_download(params.repo_id, name, repo_type="dataset", revision=params.revision)
-    except (HTTPError, OSError, ValueError) as error:  # as in pipeline/weights.py
-        raise Fail(
-            f"{name} of {params.repo_id} at {params.revision} could not be fetched from the hub "
-            f"({type(error).__name__}); check the network and params.yaml's download.pqa_artificial"
-        ) from None
+    about = {"revision": params.revision, "repo_type": "dataset", "filename": name}
+    path = from_hub("download.pqa_artificial", hf_hub_download, params.repo_id, **about)
     check(Path(path), params.file, params.repo_id)
-    rows: Any = Dataset.from_parquet(path)
-    if params.questions > len(rows):
+    try:
+        table = ParquetFile(path).read()  # Dataset.from_parquet would leave a copy of all texts in HF_HOME
+        drawn: Any = Dataset.from_dict({"row": list(range(len(table)))}).shuffle(seed=params.seed)["row"]
+        rows = [Row.model_validate(row) for row in table.take(drawn[: params.questions]).to_pylist()]
+    except Exception as error:  # pyarrow and datasets raise many: of bytes that are no parquet, types, names, dates
+        wrong = error.errors()[0] if isinstance(error, ValidationError) else None
+        problem = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else type(error).__name__
+        raise Fail(
+            f"{name} of {params.repo_id} is no table as PQA-A's is ({problem}); check download.pqa_artificial.file"
+        ) from None
+    if len(rows) < params.questions:
         raise Fail(f"params.yaml: download.pqa_artificial.questions: {name} holds only {len(rows)}; lower it")
     return {
-        str(row["pubid"]): {
-            "QUESTION": row["question"],
-            "CONTEXTS": row["context"]["contexts"],
-            "LABELS": row["context"]["labels"],
-            "LONG_ANSWER": row["long_answer"],
-            "final_decision": row["final_decision"],
+        str(row.pubid): {
+            "QUESTION": row.question,
+            "CONTEXTS": row.context.contexts,
+            "LABELS": row.context.labels,
+            "LONG_ANSWER": row.long_answer,
+            "final_decision": row.final_decision,
         }
-        for row in rows.shuffle(seed=params.seed).select(range(params.questions))
+        for row in rows
     }
 
 

@@ -13,6 +13,7 @@ from pipeline.comment import MARK
 ACTION = ROOT / ".github/actions/setup/action.yml"
 WORKFLOWS = {path.stem: yaml.load(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
 JOBS = [(name, job) for name, workflow in WORKFLOWS.items() for job in workflow["jobs"]]
+NAMESPACES = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 every_job = pytest.mark.parametrize(("name", "job"), JOBS)
 
 
@@ -30,14 +31,23 @@ def actions(name: str, job: str) -> list[str]:
     return [step["uses"].split("@")[0] for step in job_of(name, job)["steps"] if "uses" in step]
 
 
+def commands(name: str, job: str) -> list[str]:
+    return [step["run"] for step in job_of(name, job)["steps"] if "run" in step]
+
+
 def test_ci_checks_tests_and_asks_the_lock() -> None:
-    commands = [step.get("run") for step in job_of("ci", "ci")["steps"]]
-    assert [command for command in commands if command] == ["make check", "make lock", "make test"]
+    assert commands("ci", "ci") == ["make check", "make lock", NAMESPACES, "make test"]
+
+
+def test_what_ci_leaves_out_runs_at_night_set_up_as_there() -> None:
+    assert commands("nightly", "slow") == [NAMESPACES, "make test ARGS='-m slow'"]
+    assert actions("nightly", "slow") == actions("ci", "ci")
+    assert job_of("nightly", "slow")["runs-on"] == job_of("ci", "ci")["runs-on"]
+    assert set(WORKFLOWS["nightly"]["on"]) == {"schedule", "workflow_dispatch"}
 
 
 def test_the_report_comes_before_the_gate_which_may_refuse() -> None:
-    commands = [step.get("run") for step in job_of("report", "report")["steps"]]
-    assert [command for command in commands if command] == [
+    assert commands("report", "report") == [
         "make comment >comment.md",
         'cat comment.md >>"$GITHUB_STEP_SUMMARY"',
         "make gate",
@@ -65,7 +75,8 @@ def test_a_script_holds_no_expression_which_a_branch_or_title_could_fill() -> No
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_no_event_gives_a_stranger_s_code_a_token_that_writes(name: str) -> None:
-    assert set(WORKFLOWS[name]["on"]) <= {"push", "pull_request"}
+    # The last two run what is in the repository, at the wish of those who can write there.
+    assert set(WORKFLOWS[name]["on"]) <= {"push", "pull_request", "schedule", "workflow_dispatch"}
     assert WORKFLOWS[name]["permissions"] in ({}, {"contents": "read"})
     assert "secrets." not in (ROOT / f".github/workflows/{name}.yml").read_text()
 
@@ -88,7 +99,7 @@ def test_a_checkout_leaves_no_token_behind(name: str, job: str) -> None:
 
 @every_job
 def test_a_job_ends_and_a_later_push_replaces_it(name: str, job: str) -> None:
-    assert job_of(name, job)["timeout-minutes"] <= 45
+    assert job_of(name, job)["timeout-minutes"] <= (120 if name == "nightly" else 45)  # nobody waits at night
     assert WORKFLOWS[name]["concurrency"]["group"].startswith(f"{name}-${{{{ github.")
 
 

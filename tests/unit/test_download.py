@@ -4,13 +4,17 @@ import gzip
 import hashlib
 import json
 import re
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
-from pipeline.download import ATTEMPTS, File, fetch, load_params, main, retry_after
+from pipeline.download import ATTEMPTS, Artificial, File, artificial_records, fetch, load_params, main, retry_after
 from pipeline.stage import Fail
 from tests.conftest import ROOT, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
@@ -23,6 +27,7 @@ RESET = Answer(reset=True)
 STALLED = Answer(200, BODY, sent=1000, stall=1.0)
 WHOLE = {"Content-Length": str(len(BODY))}
 MOVED = Answer(302, headers={"Location": "/elsewhere"})
+MOVED_AND_CUT = Answer(302, BODY, {"Location": "/elsewhere", "Content-Encoding": "gzip"}, sent=10)
 
 
 @pytest.fixture
@@ -48,8 +53,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         ([RESET, RESET, RESET, RESET, GOOD], [1, 2, 4, 8]),
         ([Answer(429, headers={"Retry-After": "7"}), Answer(429), GOOD], [7, 2]),
         ([Answer(429, headers={"Retry-After": "9999"}), GOOD], [60]),
+        ([Answer(503, headers={"Retry-After": "²"}), GOOD], [1]),
         ([STALLED, GOOD], [1]),
         ([MOVED], []),
+        ([MOVED_AND_CUT, GOOD], [1]),
         ([Answer(200, BODY, {"Content-Length": "many"}), GOOD], [1]),
         ([Answer(200, BODY, {"Content-Encoding": "gzip"}), GOOD], [1]),
     ],
@@ -60,8 +67,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         "connection reset",
         "429",
         "429 for hours",
+        "503 for a digit that is no number",
         "stalled",
         "redirect",
+        "a redirect cut short",
         "a length that is no number",
         "a compression that is none",
     ],
@@ -102,6 +111,10 @@ def test_faults_that_pass(
         (Answer(200, BODY, {"Content-Length": str(len(BODY) + 9)}, sent=len(BODY)), ATTEMPTS, f"in {ATTEMPTS} tries"),
         (Answer(302, headers={"Location": "/ori_pqal.json"}), 31 * ATTEMPTS, "TooManyRedirects"),
         (Answer(302, headers={"Location": "ftp://elsewhere"}), ATTEMPTS, "InvalidSchema"),
+        (Answer(302, headers={"Location": "/\xff\xfe"}), ATTEMPTS, f"in {ATTEMPTS} tries .*UnicodeDecodeError"),
+        (Answer(302, headers={"Location": "http://[/"}), ATTEMPTS, f"in {ATTEMPTS} tries .*ValueError"),
+        (Answer(302, headers={"Location": "http://.x/"}), ATTEMPTS, f"in {ATTEMPTS} tries .*LocationParseError"),
+        (Answer(200, BODY, {"Content-Length": "9" * 5000}), ATTEMPTS, f"in {ATTEMPTS} tries"),
         (Answer(206, BODY[7:], {"Content-Range": f"bytes 0-9/{len(BODY)}"}), 1, "HTTP 206"),
         (Answer(200, BODY[::-1]), 1, "has sha256"),
     ],
@@ -119,6 +132,10 @@ def test_faults_that_pass(
         "a length too long",
         "redirected in a circle",
         "redirected to no web server",
+        "redirected to no UTF-8",
+        "redirected to half an address",
+        "redirected to no name",
+        "a length of thousands of digits",
         "a part that nobody asked for",
         "wrong bytes",
     ],
@@ -161,9 +178,44 @@ def test_no_server(tmp_path: Path, waits: list[float]):
     assert waits == [1, 2, 4, 8]
 
 
-@pytest.mark.parametrize(("header", "seconds"), [(None, 4), ("", 4), ("soon", 4), ("-1", 4), ("0", 0), ("30", 30)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 4),
+        ("", 4),
+        ("soon", 4),
+        ("-1", 4),
+        ("²", 4),
+        ("Fri, 31 Dec 2199 23:59:59 GMT", 4),
+        ("0", 0),
+        ("30", 30),
+        ("9" * 400, 60),
+    ],
+)
 def test_retry_after(header: str | None, seconds: float):
     assert retry_after(header, otherwise=4) == seconds
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (Answer(404), r"^http://127\.0\.0\.1:\d+/a@b/ori_pqal\.json answered HTTP 404"),
+        (Answer(500), r"^http://127\.0\.0\.1:\d+/a@b/ori_pqal\.json could not be downloaded"),
+        (Answer(200, b""), r"^ori_pqal\.json from http://127\.0\.0\.1:\d+/a@b has sha256"),
+    ],
+    ids=["404", "500", "wrong sha256"],
+)
+@pytest.mark.usefixtures("waits")
+def test_no_sentence_holds_a_mirror_s_password(server: Server, tmp_path: Path, answer: Answer, sentence: str):
+    server.answers["/a@b/ori_pqal.json"] = [answer]
+    location = server.url.replace("://", "://reader:se:c@ret@") + "/a@b"
+    with pytest.raises(Fail, match=sentence):
+        fetch(location, FILE, tmp_path / "raw.json")
+
+
+def test_nor_does_one_of_an_address_that_is_taken_for_a_directory(tmp_path: Path):
+    with pytest.raises(Fail, match=r"^ftp:/mirror/data/ori_pqal\.json is missing"):
+        fetch("ftp://reader:secret@mirror/data", FILE, tmp_path / "raw.json")
 
 
 def test_a_mirror_directory(tmp_path: Path):
@@ -236,6 +288,7 @@ def test_only_the_published_file_is_called_pubmedqa(tmp_path: Path, monkeypatch:
         ({"records": {"name": "../a.json", "sha256": "8b" * 32}}, "download.records.name"),
         ({"pqa_artificial": {"repo_id": "o/n", "revision": "main"}}, "download.pqa_artificial.revision"),
         ({"pqa_artificial": {"repo_id": "o", "revision": COMMIT}}, "download.pqa_artificial.repo_id"),
+        ({"pqa_artificial": {"repo_id": "o/n", "revision": COMMIT, "seed": -1}}, "download.pqa_artificial.seed"),
         ({"seed": 1}, "download.seed"),
     ],
 )
@@ -265,33 +318,36 @@ ROWS = [
 ]
 
 
+def parquet(directory: Path, columns: dict[str, Any]) -> bytes:
+    """A parquet file of these columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), directory / "x.parquet")
+    return (directory / "x.parquet").read_bytes()
+
+
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+CONTEXTS = COLUMNS["context"]
+
+
+@pytest.mark.usefixtures("mirror")
 class TestArtificial:
     """PQA-A from a hub, in its parquet schema: the context field holds more than contexts and labels."""
 
-    @pytest.fixture
-    def parquet(self, server: Server, tmp_path: Path) -> bytes:
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "x.parquet")
-        body = (tmp_path / "x.parquet").read_bytes()
+    def run(self, server: Server, directory: Path, body: bytes, **about: Any):
         server.add_repository("org/PubMedQA", {"pqa_artificial/x.parquet": body}, "datasets")
-        return body
-
-    def run(self, server: Server, directory: Path, sha256: str, questions: int = 5):
-        file = {"name": "x.parquet", "sha256": sha256}
-        artificial = {"repo_id": "org/PubMedQA", "revision": COMMIT, "file": file, "questions": questions, "seed": 1}
-        params(directory, pqa_artificial=artificial)
-        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
+        file = {"name": "x.parquet", "sha256": hashlib.sha256(body).hexdigest()}
+        values = {"repo_id": "org/PubMedQA", "revision": COMMIT, "file": file, "questions": 5, "seed": 1}
+        params(directory, pqa_artificial=values | about)
+        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "home"), "PYTHONPATH": str(ROOT)}
         return run_command(directory, "python3 -m pipeline.download raw", **environment)
 
-    @pytest.mark.usefixtures("mirror")
-    def test_contexts_and_labels_and_nothing_else(self, server: Server, tmp_path: Path, parquet: bytes):
-        result = self.run(server, tmp_path, hashlib.sha256(parquet).hexdigest())
+    def test_contexts_and_labels_and_nothing_else(self, server: Server, tmp_path: Path):
+        result = self.run(server, tmp_path, parquet(tmp_path, COLUMNS))
         assert result.returncode == 0, result.stderr
         records = json.loads((tmp_path / "raw" / "ori_pqaa.json").read_text())
-        assert len(records) == 5
-        assert set(records) != {str(row["pubid"]) for row in ROWS[:5]}  # drawn, and not the first
+        assert sorted(records) == ["5000", "5001", "5002", "5004", "5005"]  # what `datasets` draws by this seed
         rows = {str(row["pubid"]): row for row in ROWS}
         assert records == {
             pmid: {
@@ -303,15 +359,78 @@ class TestArtificial:
             }
             for pmid in records
         }
+        assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["hub"]  # the file, and no copy of it
 
-    @pytest.mark.usefixtures("mirror")
-    def test_what_can_go_wrong(self, server: Server, tmp_path: Path, parquet: bytes):
-        sha256 = hashlib.sha256(parquet).hexdigest()
+    def test_what_can_go_wrong(self, server: Server, tmp_path: Path):
+        body = parquet(tmp_path, COLUMNS)
+        other = {"file": {"name": "x.parquet", "sha256": "0" * 64}}
         for result, problem in (
-            (self.run(server, tmp_path, sha256, questions=9), "download.pqa_artificial.questions: .* holds only 8"),
-            (self.run(server, tmp_path, "0" * 64), "x.parquet from org/PubMedQA has sha256"),
+            (self.run(server, tmp_path, body, questions=9), "download.pqa_artificial.questions: .* holds only 8"),
+            (self.run(server, tmp_path, body, **other), "x.parquet from org/PubMedQA has sha256"),
         ):
             assert result.returncode == 1
             assert re.search(problem, result.stderr.splitlines()[-1])
             assert "Traceback" not in result.stderr
             assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "ArrowInvalid"),
+        (b"PAR1" + bytes(20) + b"\x05\0\0\0PAR1", "OSError"),  # a footer that is none
+        ({"pubid": None}, "pubid: Field required"),
+        ({"date": numpy.array([10**18] * 8, "datetime64[us]")}, "OverflowError"),
+        ({"pubid": [str(5000 + i) for i in range(8)]}, "pubid: Input should be a valid integer"),
+        ({"question": [7] * 8}, "question: Input should be a valid string"),
+        ({"question": [None] * 8}, "question: Input should be a valid string"),
+        ({"context": ["words"] * 8}, "context: Input should be .*"),
+        ({"context": [{"contexts": row["contexts"]} for row in CONTEXTS]}, r"context\.labels: Field required"),
+        (
+            {"context": [row | {"labels": "words"} for row in CONTEXTS]},
+            r"context\.labels: Input should be a valid list",
+        ),
+        ({"final_decision": [True] * 8}, "final_decision: Input should be a valid string"),
+    ],
+    ids=[
+        "a pointer",
+        "no footer",
+        "no identifiers",
+        "a date of no calendar",
+        "identifiers as text",
+        "numbers for questions",
+        "no question",
+        "text for contexts",
+        "no labels",
+        "text for labels",
+        "true or false",
+    ],
+)
+def test_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: bytes | dict[str, Any], problem: str):
+    if isinstance(table, dict):
+        table = parquet(tmp_path, {name: column for name, column in (COLUMNS | table).items() if column is not None})
+    (tmp_path / "x.parquet").write_bytes(table)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "x.parquet"))
+    file = File(name="x.parquet", sha256=hashlib.sha256(table).hexdigest())
+    with pytest.raises(Fail) as failure:
+        artificial_records(Artificial(repo_id="org/PubMedQA", revision=COMMIT, file=file, questions=5, seed=1))
+    place = r"pqa_artificial/x\.parquet of org/PubMedQA is no table as PQA-A's is"
+    assert re.fullmatch(rf"{place} \({problem}\); check download\.pqa_artificial\.file", str(failure.value))
+
+
+def test_the_server_is_silent_on_a_client_that_hangs_up_alone(server: Server, capsys: pytest.CaptureFixture[str]):
+    def ask(path: str, patient: bool) -> str:
+        """What the server prints on a request whose client reads the answer's end, or resets the connection."""
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            client.recv(10)
+            if not patient:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for thread in threading.enumerate():
+            if "process_request" in thread.name:
+                thread.join(10)
+        return capsys.readouterr().err
+
+    server.answers |= {"/large": [Answer(200, bytes(1 << 25))], "/broken": []}
+    assert ask("/large", patient=False) == ""
+    assert "IndexError" in ask("/broken", patient=True)
