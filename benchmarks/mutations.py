@@ -1,4 +1,4 @@
-"""Break the code on purpose, one place at a time, and see the tests of twenty promises fail.
+"""Break the code on purpose, one place at a time, and see the tests of two dozen promises fail.
 
 `python -m benchmarks.mutations` copies the project, runs the tests below as they are, then once for every broken line.
 A line is caught when a test fails by an assertion, or because the pipeline refuses what it has to accept; any other
@@ -48,6 +48,8 @@ control: the name of a control token in an abstract is text, and ends no turn
     format: for field in ("CONTEXTS", "LABELS")} => for field in ("CONTEXTS",)}
     tests/stages/test_ask.py::test_names_of_control_tokens_in_a_text_are_no_tokens
     ask: abstract and as_data(abstract, control) => abstract
+    tests/unit/test_format.py::test_control_tokens_are_the_special_ones_and_those_that_llama_cpp_takes_for_such
+    format: token["special"] or LOOKS_SPECIAL.fullmatch(token["content"]) => token["special"]
 loss: a loss on the question would teach the question
     tests/stages/test_stages.py::test_the_loss_is_on_the_assistants_turn_alone
     train: report_to="none", => report_to="none", completion_only_loss=False,
@@ -74,6 +76,8 @@ merge: the merged weights are W + alpha / r B A, of the very base that the adapt
     merge: identity.get("files") != manifest["files"] => not identity.get("files")
     tests/stages/test_bad_input.py::test_files[models/base/model.safetensors-alter-merge-does not have the sha256]
     merge: check_digest(directory / name, digest, manifest["files"]) => pass
+    tests/unit/test_merge.py::test_an_adapter_of_which_one_weight_was_altered
+    merge: sha256(path) != read_object(adapter / IDENTITY).get("adapter") => not sha256(path)
 ids: the file that ships sees the token ids that were trained on
     tests/test_parity.py::TestTokenIds
     scoring: .prompt), self.forms => .prompt, True), self.forms
@@ -127,7 +131,9 @@ whole: an output is there whole or not at all, and a killed evaluation goes on
     stage: yield partial¶        if => try: yield partial¶        finally: shutil.copy(partial, path)¶        if
     tests/unit/test_predict.py
     predict: file.flush() => pass
-    predict: if len(rows) in (0, count): => if not rows:
+    predict: raise¶        forget(path) => raise
+    predict: if not rows:¶                forget(path) => forget(path)
+    predict: (found, answer.pmid, answer.label) != (protocol, question["pmid"], question["label"]) or => not found or
     records: "inputs": [sha256(path) for path in inputs], => "inputs": len(inputs),
     tests/stages/test_resume.py::test_a_killed_evaluation_goes_on_and_ends_the_same
     predict: bar = tqdm(asked[resumed:], => bar = tqdm(asked[: len(asked) - resumed],
@@ -152,6 +158,25 @@ headers: nothing but a whole file reaches native code
 offline: no stage asks for anything outside the machine
     tests/stages/test_offline.py::test_a_run_in_a_network_namespace_of_its_own[download and format]
     download: params = load_params() => params = __import__("socket").getaddrinfo("::1", 9) and load_params()
+code: nothing that a model's repository names is run
+    tests/unit/test_weights.py::TestHub::test_a_model_that_names_code_of_its_own
+    weights: if "auto_map" in read_object(file): => if "automap" in read_object(file):
+    tests/stages/test_bad_input.py::test_code_that_a_tokenizer_names_is_never_run[quantize-models/merged]
+    gguf: **{**options, "trust_remote_code": False} => **options
+base: configuration and tokenizer are those of the commit, and a server's error is tried again
+    tests/unit/test_weights.py::TestHub::test_a_small_file_that_is_not_the_hubs
+    base: if not whole: => if whole is None:
+    tests/unit/test_weights.py::TestHub::test_the_stage_that_needs_the_weights_fetches_and_checks_them
+    weights: if not made_here and ( => if not made_here and not path.is_file() and (
+    tests/unit/test_weights.py::TestHub::test_an_error_of_the_server_is_tried_again_and_then_named
+    weights: if status < 500 and => if status < 600 and
+alone: a stage dies with DVC, no second one runs beside it, and a cut dvc.lock has a way out
+    tests/unit/test_stage.py::test_no_second_stage_runs_in_a_directory_under_dvc
+    tests/unit/test_stage.py::test_a_copy_of_dvc_lock_is_kept_as_the_stage_found_it
+    stage: fcntl.LOCK_EX | fcntl.LOCK_NB => fcntl.LOCK_SH | fcntl.LOCK_NB
+    stage: shutil.copyfile(lock, partial) => partial.touch()
+    tests/test_dvc_yaml.py::test_a_stage_runs_the_module_of_its_name
+    dvc.yaml: cmd: exec python3 -m pipeline.train => cmd: python3 -m pipeline.train
 pull: a fresh clone has the model after `dvc pull`
     tests/test_remote.py::test_a_bare_pull_on_a_fresh_clone_brings_every_output
     .dvc/config: url = release => url = elsewhere

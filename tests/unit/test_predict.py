@@ -59,6 +59,7 @@ OTHER = json.dumps(ROWS[1]) + "\n"  # a question that was asked already
 )
 def test_the_next_run_goes_on_after_the_last_whole_row(inputs: list[Path], cut: str):
     killed(inputs, ROWS[:2])
+    assert len(written()) == 1
     (path,) = written()
     with path.open("a", encoding="utf-8") as file:
         file.write(cut)

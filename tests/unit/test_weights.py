@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from pipeline.base import load_params
 from pipeline.stage import Fail
 from pipeline.weights import copy_configuration, describe, load_directory, read_manifest, verify
-from tests.conftest import ROOT, run_command, tried
+from tests.conftest import ROOT, lends, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
 
 SHARDS = {f"model-0000{i}-of-00002.safetensors": save({f"w{i}": np.arange(i, dtype=np.float32)}) for i in (1, 2)}
@@ -36,7 +36,6 @@ MODEL = {
 }
 FILES = [{"name": name, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in SHARDS.items()]
 BASE = "python3 -m pipeline.base models/base metrics/base.json metrics/base_resources.json"
-possible = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
 LOAD = """
 from pathlib import Path
 from pipeline.records import read_json
@@ -280,7 +279,7 @@ class TestHub:
         assert result.returncode == 1
         assert "could not be fetched from the hub (HTTP 404); " in result.stderr.splitlines()[-1]
 
-    @pytest.mark.skipif(not possible, reason="this machine lends no mount namespace")
+    @pytest.mark.skipif(not lends("unshare -rm"), reason="this machine lends no mount namespace")
     def test_a_full_disk_under_the_hubs_cache(self, server: Server, tmp_path: Path):
         large = save({"w": np.arange(4_000_000, dtype=np.float32)})
         server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
