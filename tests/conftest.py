@@ -17,6 +17,15 @@ import pipeline  # noqa: F401  # before numpy and torch: it sets what they read 
 
 ROOT = Path(__file__).parent.parent
 yaml = YAML(typ="safe")
+ALONE = "unshare -rn"  # a network namespace whose only interface is a loopback that is down
+
+
+def lends(command: str) -> bool:
+    """Whether this machine lends a namespace; on CI it has to, so that no test is left out without a word."""
+    return "CI" in os.environ or not subprocess.run(f"{command} true", shell=True, capture_output=True).returncode
+
+
+alone_possible = lends(ALONE)
 
 
 def copy_project(directory: Path, profile: str = "micro") -> Path:
@@ -72,16 +81,20 @@ def run_stage(directory: Path, stage: str, **changes: Any) -> subprocess.Complet
 def tried(kind: str, fault: str) -> Iterator[list[str]]:
     """A try for the table of benchmarks/faults.py, which names a file in TALLY: survived if nothing is raised.
 
-    What the user saw may be appended to the list.
+    What the user saw has to be appended to the list, in words that a reader of the table understands.
     """
     seen: list[str] = []
     survived = False
     try:
         yield seen
+        assert seen, fault
+        assert seen[-1].strip() == seen[-1] != "", fault
+        assert not seen[-1].startswith("<"), seen[-1]
         survived = True
     finally:
         if path := os.environ.get("TALLY"):
-            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else ""}
+            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else "nothing"}
+            row["test"] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
             with Path(path).open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -105,11 +118,20 @@ def stages_named(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of tests/connects.c, for LD_PRELOAD."""
+    library = tmp_path_factory.mktemp("watch") / "connects.so"
+    output_of(ROOT, f"${{CC:-cc}} -Wall -shared -fPIC -o {library} tests/connects.c -ldl")
+    return library
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory, watch: Path) -> Path:
     """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it.
 
-    What the stages printed is in the file `printed` beside it. With MICRO in the environment, such a directory of an
-    earlier run is taken for what the stages wrote, and only the code is this tree's: benchmarks/mutations.py.
+    What the stages printed is in the file `printed` beside it, what they looked up or connected to in `connects`; they
+    ran without a network. With MICRO in the environment, such a directory of an earlier run is taken for what the
+    stages wrote, and only the code is this tree's: benchmarks/mutations.py.
     """
     directory = tmp_path_factory.mktemp("micro") / "project"
     if ready := os.environ.get("MICRO"):
@@ -118,8 +140,10 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / "pipeline", directory / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         return directory
     copy_project(directory)
-    for stage in stages(directory):
-        result = run_stage(directory, stage)
+    watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(directory.parent / "connects")}
+    for stage, about in stages(directory).items():
+        alone = f"{ALONE} sh -c '{about['cmd']}'" if alone_possible else about["cmd"]
+        result = run_command(directory, alone, **watched)
         with (directory.parent / "printed").open("a") as file:
             file.write(f"{stage}\n{result.stdout}{result.stderr}")
         if result.returncode != 0:
