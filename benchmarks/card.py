@@ -103,7 +103,7 @@ Part = tuple[dict[str, tuple[float, str]], str, Path, str]  # figures, command, 
 
 def rehearsal() -> Part:
     command = "python -m benchmarks.rehearsal --tokenizer DIR --pubmedqa DIR"
-    beside = "{}; llama.cpp was compiled beside train, tests ran beside baseline"
+    beside = "{}; llama.cpp was compiled beside train, tests ran beside train's end, merge, quantize and evaluate"
     return rehearsal_figures(), command, RUN / "rehearsal.log", beside
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 # A stage, or a process that it starts, must not live on beside the next run when what started it is killed.
 if "DVC_STAGE" in os.environ and sys.platform == "linux":
-    _parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; it outlives the execv below
-    if os.getppid() != _parent:  # killed in between
+    if os.getsid(os.getppid()) != os.getsid(0):  # killed before that: what takes an orphan in is of another session
         sys.exit(1)
 
 # `.venv/bin/dvc repro` without activation starts a stage with the system's python3: go on with the project's own.

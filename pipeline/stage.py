@@ -116,7 +116,10 @@ class Usage:
 LOCK_TRIES = 100  # a tenth of a second apart: what was killed is gone by then
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 # What safetensors and torch make of a full disk.
-NATIVE = re.compile(r"No space left on device|File too large|Read-only file system|PytorchStreamWriter failed")
+NATIVE = re.compile(
+    r"No space left on device|File too large|Read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs \d+"
+    r"|\d+ requested and \d+ written"
+)
 
 
 def disk_problem(error: Exception) -> str | None:

@@ -108,7 +108,7 @@ def unsloth_lora(
     unsloth: Any = FastLanguageModel
     checkpointing = "unsloth" if params.gradient_checkpointing else False
     model, tokenizer = unsloth.from_pretrained(
-        str(directory),
+        str(directory.absolute()),  # it takes models/base for a repository of the hub, and asks for that
         max_seq_length=params.max_length,
         dtype=dtype,
         quantization_config=quantization,
@@ -116,6 +116,7 @@ def unsloth_lora(
         offload_embedding=params.offload_embedding,
         random_state=params.seed,
         trust_remote_code=False,
+        local_files_only=True,
     )
     return unsloth.get_peft_model(
         model, **lora, use_gradient_checkpointing=checkpointing, random_state=params.seed

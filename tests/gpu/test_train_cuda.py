@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_stage, set_params
+from tests.conftest import run_command, run_stage, set_params, stages
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("backend", ["trl", "unsloth"])
-def test_sixty_steps_in_float16(project: Path, backend: str):
+def test_sixty_steps_in_float16(project: Path, watch: Path, backend: str):
     if backend == "unsloth":
         pytest.importorskip("unsloth", exc_type=ImportError)
     set_params(project, "train", backend=backend, offload_embedding=backend == "unsloth", dtype="float16", max_steps=60)
     set_params(project, "train", learning_rate=5e-3, gradient_checkpointing=True, optim="adamw_8bit")
     shutil.rmtree(project / "models" / "adapter")
-    result = run_stage(project, "train")
+    watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(project / "connects")}
+    result = run_command(project, stages(project)["train"]["cmd"], **watched)
     assert result.returncode == 0, result.stderr
+    assert not (project / "connects").exists(), (project / "connects").read_text()
     metrics = json.loads((project / "metrics" / "train.json").read_text())
     assert metrics["skipped_steps"] <= 3
     assert metrics["last_loss"] < metrics["first_loss"]

@@ -15,7 +15,7 @@ import pytest
 from pipeline.records import CHECKPOINTS, run_key
 from pipeline.stage import Fail
 from pipeline.train import COMPLETE, Params, device, digests, last_checkpoint, memory_errors
-from tests.conftest import ROOT, copy_project, output_of, repro, run_stage, set_params, stages, yaml
+from tests.conftest import ROOT, copy_project, output_of, repro, run_stage, set_params, stages, tried, yaml
 
 SAME = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/train_log.csv"]
 # Four steps an epoch: the checkpoint lies in the second, and dropout draws random numbers at every step.
@@ -49,19 +49,21 @@ def test_a_killed_training_goes_on_and_ends_the_same(project: Path, tmp_path: Pa
     (checkpoint / COMPLETE).write_text(json.dumps(digests(checkpoint)))
     (killed / CHECKPOINTS / "another").mkdir()
     shutil.rmtree(killed / "models" / "adapter")  # as DVC does before it runs the stage again
-    result = run_stage(killed, "train")
-    assert result.returncode == 0, result.stderr
+    with tried("resume", "train, killed after its checkpoint of step 5 of 9") as seen:
+        result = run_stage(killed, "train")
+        assert result.returncode == 0, result.stderr
 
-    for name in SAME:
-        assert (killed / name).read_bytes() == (project / name).read_bytes(), name
-    one, two = (json.loads((path / "metrics" / "train.json").read_text()) for path in (project, killed))
-    assert two == one | {"skipped_steps": 1}
-    resources = json.loads((killed / "metrics" / "train_resources.json").read_text())
-    assert resources["resumed_after_step"] == 5
-    assert (resources["peak_vram_allocated_mib"], resources["peak_vram_reserved_mib"]) == (123.5, 234.5)
-    assert resources["tokens_per_second"] > 0
-    assert len((killed / "metrics" / "train_memory.csv").read_text().splitlines()) == 1 + 9
-    assert not (killed / CHECKPOINTS).exists()
+        for name in SAME:
+            assert (killed / name).read_bytes() == (project / name).read_bytes(), name
+        one, two = (json.loads((path / "metrics" / "train.json").read_text()) for path in (project, killed))
+        assert two == one | {"skipped_steps": 1}
+        resources = json.loads((killed / "metrics" / "train_resources.json").read_text())
+        assert resources["resumed_after_step"] == 5
+        assert (resources["peak_vram_allocated_mib"], resources["peak_vram_reserved_mib"]) == (123.5, 234.5)
+        assert resources["tokens_per_second"] > 0
+        assert len((killed / "metrics" / "train_memory.csv").read_text().splitlines()) == 1 + 9
+        assert not (killed / CHECKPOINTS).exists()
+        seen.append("nothing: it goes on after step 5 and ends the same")
 
 
 @pytest.mark.slow
@@ -176,10 +178,14 @@ def test_running_out_of_memory_names_the_parameters_to_lower():
 
     words = r"out of memory.*per_device_train_batch_size.*gradient_accumulation_steps.*gradient_checkpointing.*train\.r"
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()):
-        with pytest.raises(Fail, match=words), memory_errors():
-            raise error
-    with pytest.raises(Fail, match=words), memory_errors():
-        torch.empty(1 << 60, dtype=torch.uint8)  # what torch itself says on a CPU
+        with tried("memory", f"train: {type(error).__name__}") as seen:
+            with pytest.raises(Fail, match=words) as found, memory_errors():
+                raise error
+            seen.append(str(found.value))
+    with tried("memory", "train: a tensor that finds no memory on a CPU") as seen:
+        with pytest.raises(Fail, match=words) as found, memory_errors():
+            torch.empty(1 << 60, dtype=torch.uint8)  # what torch itself says on a CPU
+        seen.append(str(found.value))
     with pytest.raises(RuntimeError, match="a bug"), memory_errors():
         raise RuntimeError("a bug")
 
@@ -203,13 +209,15 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(project: Path):
     lines[0] = json.dumps([*row[:-1], row[-1] + 1]) + "\n"
     journal.write_text("".join(lines))
     table.unlink()
-    result = run_stage(project, "evaluate")
-    assert result.returncode == 0, result.stderr
-    first, second, *rest = table.read_bytes().splitlines()
-    assert kept < 120
-    assert [first, *rest] == [line for i, line in enumerate(before.splitlines()) if i != 1]
-    assert second == ",".join(map(str, json.loads(lines[0]))).encode()
-    assert not (project / CHECKPOINTS).exists()
+    with tried("resume", "evaluate, killed between two of its 120 questions, the last line of its journal cut") as seen:
+        result = run_stage(project, "evaluate")
+        assert result.returncode == 0, result.stderr
+        first, second, *rest = table.read_bytes().splitlines()
+        assert kept < 120
+        assert [first, *rest] == [line for i, line in enumerate(before.splitlines()) if i != 1]
+        assert second == ",".join(map(str, json.loads(lines[0]))).encode()
+        assert not (project / CHECKPOINTS).exists()
+        seen.append("nothing: it goes on after the last whole answer and ends the same")
 
 
 def test_a_refused_evaluation_leaves_no_journal(project: Path):

@@ -1,13 +1,16 @@
 """The seam between training backends: what is refused in a sentence, and what a step is counted as."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
 from pipeline.stage import Fail
-from pipeline.train import Params, check_backend, step_recorder
+from pipeline.train import Params, check_backend, step_recorder, unsloth_lora
 from tests.conftest import ROOT
 
 
@@ -25,9 +28,23 @@ def test_unsloth_without_a_card():
 def test_unsloth_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "anywhere")
-    monkeypatch.setitem(__import__("sys").modules, "unsloth", None)
+    monkeypatch.setitem(sys.modules, "unsloth", None)
     with pytest.raises(Fail, match=r"unsloth is not installed whole .*make setup GPU=1"):
         check_backend(params("llama3-8b-t4"))
+
+
+def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_is_to_ask_nobody(monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **options: Any) -> tuple[Any, Any]:
+        given.update(options, name=name)
+        return None, None
+
+    model = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=lambda model, **options: model)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=model))
+    unsloth_lora(params("llama3-8b-t4"), Path("models/base"), torch.float16, None, {})
+    assert given["name"] == str(Path.cwd() / "models" / "base")
+    assert (given["local_files_only"], given["trust_remote_code"]) == (True, False)
 
 
 def test_trl_cannot_offload_the_embedding():
