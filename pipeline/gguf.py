@@ -63,7 +63,8 @@ def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
     """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds; raises `Fail`."""
     check_disk(model, target.parent, 1)
     command = [sys.executable, "-m", "pipeline.gguf", str(model), str(target)]
-    done = subprocess.run(command, input=json.dumps(metadata), text=True, check=False)
+    alone = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, input=json.dumps(metadata), text=True, env=alone, check=False)
     if done.returncode == FULL:
         raise Fail(f"no disk is left in {target.parent} for a 16-bit GGUF; free some, then run `dvc repro`")
     if done.returncode != 0:
@@ -106,7 +107,6 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any]) -> None:
 
     Ends the process with a line, and with the status FULL if the disk is full, where the converter raises.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
     import convert_hf_to_gguf
     from conversion.base import TextModel
     from gguf import Metadata

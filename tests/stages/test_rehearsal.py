@@ -91,7 +91,8 @@ def test_only_addresses_and_ids_of_the_profile_change(tmp_path: Path, profile: s
 def test_nothing_is_released_from_its_base(project: Path):
     assert REPOSITORY.startswith(REHEARSAL)
     path = project / "models" / "base" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "repo_id": REPOSITORY}))
+    hub = {"source": "hub", "repo_id": REPOSITORY, "revision": COMMIT}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **hub}))
     assert run_stage(project, "report").returncode == 0
     (card,) = (project / "models" / "release").iterdir()
     assert card.read_text() == "A rehearsal with random weights: these numbers mean nothing, and nothing is released.\n"
