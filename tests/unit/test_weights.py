@@ -29,7 +29,7 @@ CONFIGURATION = {
 MODEL = {
     **CONFIGURATION,
     **SHARDS,
-    "model.safetensors.index.json": b'{"weight_map": {}}',  # a file of its own: equal ones share a blob in the hub's cache
+    "model.safetensors.index.json": b'{"weight_map": {}}',  # not as another one: equal files share a blob in the cache
     "original/consolidated.00.safetensors": b"the same weights once more",
     "pytorch_model.bin": b"pickle",
     "modeling.py": b"raise SystemExit('remote code')",
