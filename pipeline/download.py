@@ -167,7 +167,7 @@ def save(response: Any, target: Path) -> None:
 
 def artificial_records(params: Artificial) -> dict[str, Record]:
     """`params.questions` of PQA-A, drawn by `params.seed`, as PQA-L's records."""
-    from datasets import Dataset
+    import numpy as np
     from huggingface_hub import hf_hub_download
     from pyarrow.parquet import ParquetFile
 
@@ -177,9 +177,9 @@ def artificial_records(params: Artificial) -> dict[str, Record]:
     check(Path(path), params.file, params.repo_id)
     try:
         table = ParquetFile(path).read()  # Dataset.from_parquet would leave a copy of all texts in HF_HOME
-        drawn: Any = Dataset.from_dict({"row": list(range(len(table)))}).shuffle(seed=params.seed)["row"]
+        drawn = np.random.default_rng(params.seed).permutation(len(table))  # as `datasets` shuffles
         rows = [Row.model_validate(row) for row in table.take(drawn[: params.questions]).to_pylist()]
-    except Exception as error:  # pyarrow and datasets raise many: of bytes that are no parquet, types, names, dates
+    except Exception as error:  # pyarrow raises many: of bytes that are no parquet, types, names, dates
         wrong = error.errors()[0] if isinstance(error, ValidationError) else None
         problem = f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" if wrong else type(error).__name__
         raise Fail(

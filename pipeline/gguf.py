@@ -5,6 +5,7 @@ runtime are one commit. The converter imports torch, so it runs in a process of 
 """
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ LLAMA3_SPLIT = (
 
 # Of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
 BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
-FULL = 28  # ENOSPC, as the status of the converter's process
+FULL = errno.ENOSPC  # as the status of the converter's process
 MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that llama.cpp's quantizer holds at once; its default is 8 GiB
 
 

@@ -133,8 +133,8 @@ def disk_problem(error: Exception) -> str | None:
 def guard() -> None:
     """Under DVC, let no second stage run in this directory, and keep a copy of dvc.lock; raises `Fail`.
 
-    DVC killed alone may leave its stage behind for a moment, and a stage started by hand may be at work. DVC writes
-    dvc.lock in place, so a kill can leave half of it: `cp .dvc/tmp/dvc.lock dvc.lock` then brings back what it was.
+    DVC killed alone may leave its stage behind for a moment; a stage that a person starts by hand takes no lock. DVC
+    writes dvc.lock in place, so a kill can leave half of it: `cp .dvc/tmp/dvc.lock dvc.lock` brings back what it was.
     """
     directory = os.open(".", os.O_RDONLY)  # never closed: the lock ends with the process
     for attempt in range(LOCK_TRIES):

@@ -211,9 +211,10 @@ def from_hub(section: str, request: Callable[..., Found], repo_id: str, *, revis
         # The hub's own errors are the first two as well; ValueError: no JSON or no text.
         except (HTTPError, OSError, ValueError) as error:
             if disk_problem(error):
+                why = getattr(error, "strerror", None) or type(error).__name__
                 raise Fail(
-                    f"the hub's cache has no room for {repo_id}; free disk, or set HF_HOME to a directory on another "
-                    "disk, then run `dvc repro`"
+                    f"{repo_id} cannot be written into the hub's cache ({why}); free disk, or set HF_HOME to another "
+                    "directory, then run `dvc repro`"
                 ) from None
             status = http_status(error)
             problem = f"HTTP {status}" if status else type(error).__name__

@@ -289,8 +289,8 @@ class TestHub:
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
         assert result.stderr.splitlines()[-1] == (
-            "train: the hub's cache has no room for org/model; free disk, or set HF_HOME to a directory on another "
-            "disk, then run `dvc repro`"
+            "train: org/model cannot be written into the hub's cache (No space left on device); free disk, or set "
+            "HF_HOME to another directory, then run `dvc repro`"
         )
 
     def test_weights_that_are_not_what_the_manifest_says(self, server: Server, tmp_path: Path):
