@@ -173,8 +173,10 @@ base: configuration and tokenizer are those of the commit, and a server's error 
 alone: a stage dies with DVC, no second one runs beside it, and a cut dvc.lock has a way out
     tests/unit/test_stage.py::test_no_second_stage_runs_in_a_directory_under_dvc
     tests/unit/test_stage.py::test_a_copy_of_dvc_lock_is_kept_as_the_stage_found_it
+    tests/unit/test_stage.py::test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin
     stage: fcntl.LOCK_EX | fcntl.LOCK_NB => fcntl.LOCK_SH | fcntl.LOCK_NB
     stage: shutil.copyfile(lock, partial) => partial.touch()
+    __init__: if os.getsid(os.getppid()) != os.getsid(0): => if False:
     tests/test_dvc_yaml.py::test_a_stage_runs_the_module_of_its_name
     dvc.yaml: cmd: exec python3 -m pipeline.train => cmd: python3 -m pipeline.train
 pull: a fresh clone has the model after `dvc pull`

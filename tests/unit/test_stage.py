@@ -231,6 +231,19 @@ def test_no_second_stage_runs_in_a_directory_under_dvc(tmp_path: Path):
     assert start(tmp_path, "0", DVC_STAGE="toy").wait() == 0
 
 
+@pytest.mark.parametrize("of_dvc", [True, False])
+def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_begin(tmp_path: Path, of_dvc: bool):
+    """An orphan has another parent by the time Python is there, and no signal will come from that one."""
+    (tmp_path / "toy.py").write_text(STAGE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"DVC_STAGE": "toy"} if of_dvc else {})}
+    orphan = ["sh", "-c", f"(sleep 0.3; exec {sys.executable} toy.py 0) &"]
+    # The output is at its end when the orphan is at its own.
+    subprocess.run(
+        orphan, cwd=tmp_path, env=environment, start_new_session=True, capture_output=True, timeout=60, check=True
+    )
+    assert (tmp_path / "started").exists() != of_dvc
+
+
 def test_a_copy_of_dvc_lock_is_kept_as_the_stage_found_it(tmp_path: Path):
     (tmp_path / "toy.py").write_text(STAGE)
     assert start(tmp_path, "0", DVC_STAGE="toy").wait() == 0
