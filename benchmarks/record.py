@@ -1,6 +1,7 @@
 """Keep measured figures in benchmarks/results.json; write RESULTS.md and the tables of README.md and docs/hardware.md.
 
 `python -m benchmarks.record` writes all three; with `--check` it fails when one of them is not what it would write.
+The check reads the run of the last commit: a user's own run changes metrics/ in the working tree, and is no error.
 A figure is a flat key with its value, unit, command, hardware, versions, commit, date and raw log.
 """
 
@@ -9,6 +10,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from math import ceil
@@ -114,16 +116,28 @@ def run_name(params: Any, figures: dict[str, Any]) -> str:
     return f"{base or params['base']['repo_id'].rpartition('/')[2]}{weights}, {data}"
 
 
-def readme() -> str:
-    """README.md with the results of the committed runs and the stages, each between two markers."""
+def committed(path: Path) -> str:
+    """The text of a file at the last commit; that of the working tree where there is no git repository."""
+    command = ["git", "show", f"HEAD:./{path.relative_to(HERE.parent)}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
+    return done.stdout if done.returncode == 0 else working(path)
+
+
+def working(path: Path) -> str:
+    """The text of a file of the working tree."""
+    return path.read_text(encoding="utf-8")
+
+
+def readme(read: Callable[[Path], str]) -> str:
+    """README.md with the results of the kept runs and the stages, each between two markers; `read` gives the files."""
     lines = [
         "| | untuned base | tuned, as shipped | difference (95 % interval) | TF-IDF | majority | file |",
         "| --- | --: | --: | --: | --: | --: | --: |",
     ]
     names: set[str] = set()
     for run in (HERE.parent, HERE / "runs" / "tiny-pubmedqa"):
-        row = json.loads((run / "metrics" / "compare.json").read_text(encoding="utf-8"))
-        params: Any = YAML(typ="safe").load(run / "params.yaml")  # pyright: ignore[reportUnknownMemberType]
+        row = json.loads(read(run / "metrics" / "compare.json"))
+        params: Any = YAML(typ="safe").load(read(run / "params.yaml"))  # pyright: ignore[reportUnknownMemberType]
         if (name := run_name(params, row)) in names:
             continue
         names.add(name)
@@ -134,7 +148,7 @@ def readme() -> str:
         lines.append(f"| {' | '.join([name, *cells[:2], difference, *cells[2:], size])} |")
     if not any(name.startswith(LLAMA_3) for name in names):
         lines.append(f"| {LLAMA_3}, the real PubMedQA | not yet run: see below | | | | | |")
-    return between(STAGE_MARKERS, stage_table(), between(MARKERS, lines, README.read_text(encoding="utf-8")))
+    return between(STAGE_MARKERS, stage_table(), between(MARKERS, lines, read(README)))
 
 
 def stage_table() -> list[str]:
@@ -222,11 +236,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail if a page is stale, and write nothing")
     check = parser.parse_args().check
-    pages = {TABLE: table(), README: readme(), HARDWARE: between(CARD_MARKERS, card(), HARDWARE.read_text("utf-8"))}
+    read = committed if check else working
+    pages = {TABLE: table(), README: readme(read), HARDWARE: between(CARD_MARKERS, card(), HARDWARE.read_text("utf-8"))}
     for path, text in pages.items():
         if not check:
             path.write_text(text, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+        elif (read(path) if path == README else working(path)) != text:
             sys.exit(f"{path.name} is not what the measured figures say; run `python -m benchmarks.record`")
 
 

@@ -293,7 +293,7 @@ lies. Is the file whole? `sha256sum {facts.gguf}` must say
 Paste the abstract with every question, in this form, which is the one it was trained on:
 
 {"".join(f"    {line}".rstrip() + chr(10) for line in user("YOUR QUESTION", "THE ABSTRACT").splitlines())}
-- **LM Studio**: `lms import {facts.gguf}`, copy `release/medical-reasoner.preset.json` into
+- **LM Studio**: `lms import --copy {facts.gguf}`, copy `release/medical-reasoner.preset.json` into
   `~/.lmstudio/config-presets/`, load the model, and choose the preset {facts.name}.
 - **Ollama**: `ollama create {facts.name.lower()} -f release/Modelfile`, then `ollama run {facts.name.lower()}`;
   a line of three quotation marks begins and ends a text of several lines.

@@ -1,5 +1,7 @@
 """The notebook is run on the micro profile; what is rented is read as far as it can be without the launcher."""
 
+import copy
+import os
 import re
 import shutil
 import sys
@@ -80,9 +82,13 @@ def test_the_commands_and_files_that_it_names_exist() -> None:
     assert (ROOT / "docs/rent-a-t4.md").is_file()
 
 
-def execute(directory: Path) -> str:
-    """Run the notebook in `directory`; what its cells printed."""
-    notebook = nbformat.from_dict(NOTEBOOK)
+def execute(directory: Path, **settings: object) -> str:
+    """Run the notebook in `directory` with values put into its settings cell, as a user edits it; what it printed."""
+    notebook = nbformat.from_dict(copy.deepcopy(NOTEBOOK))
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    for name, value in settings.items():
+        cell.source, count = re.subn(rf'"{name}": "[^"]*"', f'"{name}": "{value}"', cell.source)
+        assert count == 1
     resources = {"metadata": {"path": str(directory)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -90,12 +96,10 @@ def execute(directory: Path) -> str:
 
 
 def test_the_notebook_runs_from_a_clone_to_a_pushed_model(
-    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    for name, value in {"REPOSITORY": origin, "PROFILE": "micro", "REMOTE": store}.items():
-        monkeypatch.setenv(name, str(value))
-    printed = execute(tmp_path)
+    printed = execute(tmp_path, REPOSITORY=origin, PROFILE="micro", REMOTE=store)
     assert "Stage 'report' is cached" in printed  # the run itself has tests of its own
     assert "40 test questions" in printed
     assert "<IPython.core.display.SVG object>" in printed
@@ -103,13 +107,18 @@ def test_the_notebook_runs_from_a_clone_to_a_pushed_model(
     assert pushed(store, tmp_path / "medical-reasoner")
 
 
-def test_a_notebook_whose_command_fails_stops_there(
-    origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REPOSITORY", str(origin))
-    monkeypatch.setenv("PROFILE", "no-such-profile")
+def test_the_settings_cell_takes_effect_every_time_it_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REPOSITORY", "PROFILE", "GPU", "TORCH_INDEX", "REMOTE"):
+        monkeypatch.setenv(name, "of an earlier run")
+    exec(CODE[0].source)
+    assert os.environ["PROFILE"] == "tiny"
+    exec(CODE[0].source.replace('"GPU": ""', '"GPU": "1"'))
+    assert os.environ["GPU"] == "1"
+
+
+def test_a_notebook_whose_command_fails_stops_there(origin: Path, tmp_path: Path) -> None:
     with pytest.raises(CellExecutionError, match=r"profiles/no-such-profile\.yaml"):
-        execute(tmp_path)
+        execute(tmp_path, REPOSITORY=origin, PROFILE="no-such-profile")
     assert not (tmp_path / "medical-reasoner/models/medical-reasoner.gguf").exists()
 
 

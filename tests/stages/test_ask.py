@@ -386,6 +386,7 @@ def said(client: OpenAI, scorer: Scorer, question: str, stream: bool) -> tuple[s
     """
     messages: Any = chat(SYSTEM, question, ABSTRACT)
     settings: Any = {"model": "medical-reasoner", "messages": messages, "temperature": 0, "max_tokens": 12}
+    settings["extra_body"] = {"repeat_penalty": 1.0}
     settings["logit_bias"] = {str(scorer.lib.llama_vocab_eos(scorer.vocab)): -100}
     if not stream:
         whole = client.chat.completions.create(**settings)

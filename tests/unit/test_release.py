@@ -189,7 +189,7 @@ def test_the_run_me_page_shows_the_form_of_the_training(simulated: Made) -> None
     assert user("YOUR QUESTION", "THE ABSTRACT") in "\n".join(lines)
     assert simulated.digest in lines
     assert "Not for clinical use" in text
-    for program in ("lms import", "ollama create", "llama-server"):
+    for program in ("lms import --copy", "ollama create", "llama-server"):
         assert program in text
 
 
