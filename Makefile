@@ -20,7 +20,7 @@ help:  ## show this list
 
 repro: .venv/ready  ## run the pipeline, then show its result
 	.venv/bin/dvc repro
-	.venv/bin/python -m pipeline.summary
+	.venv/bin/python -m pipeline.commands.summary
 
 test: .venv/ready  ## run the tests
 	.venv/bin/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
@@ -32,7 +32,7 @@ check: .venv/ready  ## check format, lint, types, and that the pages of figures 
 	.venv/bin/python -m benchmarks.record --check
 
 plots: .venv/ready  ## draw the plots into a page that needs no network
-	.venv/bin/python -m pipeline.plots
+	.venv/bin/python -m pipeline.commands.plots
 
 push: .venv/ready  ## push the run to your own remote (docs/remotes.md)
 	@[ "$$(dvc config core.remote)" != release ] || { echo "push: the default remote is .dvc/release, which git holds for" \
@@ -40,7 +40,7 @@ push: .venv/ready  ## push the run to your own remote (docs/remotes.md)
 	.venv/bin/dvc push
 
 release-run: .venv/ready  ## keep the run in dvc.lock in git, for `dvc pull` on a fresh clone
-	.venv/bin/python -m pipeline.remote
+	.venv/bin/python -m pipeline.commands.release_run
 
 rehearsal: .venv/ready  ## run PROFILE on random weights: its VRAM, disk and time, before the real download
 	.venv/bin/python -m benchmarks.rehearsal --profile profiles/$(or $(PROFILE),llama3-8b-t4).yaml \
@@ -50,13 +50,13 @@ first-run: .venv/ready  ## print a report of the last run, to paste into an issu
 	@.venv/bin/python -m benchmarks.first_run
 
 lock: .venv/ready  ## check that dvc.lock agrees with code, parameters and results; needs no data
-	@.venv/bin/python -m pipeline.lock
+	@.venv/bin/python -m pipeline.commands.lock
 
 gate: .venv/ready  ## fail if the tuned model is worse than MAIN's or than its own base
-	@.venv/bin/python -m pipeline.gate '$(MAIN)'
+	@.venv/bin/python -m pipeline.commands.gate '$(MAIN)'
 
 comment: .venv/ready  ## print what a pull request does to the results, as Markdown, against MAIN
-	@.venv/bin/python -m pipeline.comment '$(MAIN)' $(addprefix --pictures ,$(PICTURES))
+	@.venv/bin/python -m pipeline.commands.comment '$(MAIN)' $(addprefix --pictures ,$(PICTURES))
 
 setup: .venv/ready  ## create .venv with the pinned packages and llama.cpp (the others do it when needed)
 	@echo "setup: .venv is ready; to make it anew, remove it and run this again"

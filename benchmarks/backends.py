@@ -17,9 +17,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.records import read_json, read_jsonl
-from pipeline.train import Params, build_trainer, check_backend, forget_loading, quantized_lora, step_recorder
-from pipeline.weights import MANIFEST, locate
+from pipeline.core.records import read_json, read_jsonl
+from pipeline.models.weights import MANIFEST, locate
+from pipeline.stages.train import Params, build_trainer, check_backend, forget_loading, quantized_lora, step_recorder
 
 
 def measure(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dict[str, Any]]], warm_up: int) -> Any:

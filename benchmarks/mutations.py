@@ -37,13 +37,13 @@ split: the test is the authors' list, never a re-split, and no question of it is
 prompt: a prompt that holds its own answer measures nothing
     tests/unit/test_prompt.py::test_the_prompt_never_depends_on_an_answer
     tests/unit/test_prompt.py::test_no_protocol_depends_on_an_answer
-    prompt: zip(record["LABELS"], record["CONTEXTS"], strict=True) => [("", str(record))]
-    prompt: record["QUESTION"], None) => record["LONG_ANSWER"], None)
-    prompt: {record['QUESTION']}\nAnswer:" => {record['QUESTION']}\nAnswer: {record['final_decision']}"
+    protocols: zip(record["LABELS"], record["CONTEXTS"], strict=True) => [("", str(record))]
+    protocols: record["QUESTION"], None) => record["LONG_ANSWER"], None)
+    protocols: {record['QUESTION']}\nAnswer:" => {record['QUESTION']}\nAnswer: {record['final_decision']}"
 control: the name of a control token in an abstract is text, and ends no turn
     tests/unit/test_prompt.py::test_the_name_of_a_control_token_is_data
     tests/unit/test_format.py::test_every_text_of_a_record_is_data_and_nothing_else_changes
-    prompt: f"{name[0][0]} {name[0][1:]}" => name[0]
+    protocols: f"{name[0][0]} {name[0][1:]}" => name[0]
     format: for field in ("QUESTION", "LONG_ANSWER")}¶    lists => for field in ("QUESTION",)}¶    lists
     format: for field in ("CONTEXTS", "LABELS")} => for field in ("CONTEXTS",)}
     tests/stages/test_ask.py::test_names_of_control_tokens_in_a_text_are_no_tokens
@@ -80,25 +80,25 @@ merge: the merged weights are W + alpha / r B A, of the very base that the adapt
     merge: sha256(path) != read_object(adapter / IDENTITY).get("adapter") => not sha256(path)
 ids: the file that ships sees the token ids that were trained on
     tests/test_parity.py::TestTokenIds
-    scoring: .prompt), self.forms => .prompt, True), self.forms
-    scoring: messages=messages).prompt => messages=messages[1:]).prompt
-    scoring: len(tokens), add_special, True) => len(tokens), add_special, False)
+    scorer: .prompt), self.forms => .prompt, True), self.forms
+    scorer: messages=messages).prompt => messages=messages[1:]).prompt
+    scorer: len(tokens), add_special, True) => len(tokens), add_special, False)
 scores: a label's log-probability is the model's own, whatever was asked before
     tests/stages/test_stages.py::test_answers_of_several_tokens_equal_separate_evaluation
-    scoring: first = self.log_probabilities(len(tokens) - 1) => first = self.log_probabilities(-1)
-    scoring: index = len(tokens)¶        scores => index = len(tokens) - 1¶        scores
-    scoring: for token in form[1:]: => for token in form[2:]:
+    scorer: first = self.log_probabilities(len(tokens) - 1) => first = self.log_probabilities(-1)
+    scorer: index = len(tokens)¶        scores => index = len(tokens) - 1¶        scores
+    scorer: for token in form[1:]: => for token in form[2:]:
     tests/test_parity.py::test_scores_do_not_depend_on_the_order_of_questions
-    scoring: self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True) => pass
+    scorer: self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True) => pass
 forms: 'Yes' is as much a yes as 'yes'
     tests/unit/test_scoring.py
-    scoring: return [label, label.capitalize()] => return [label]
-    scoring: return top + math.log(sum(math.exp(value - top) for value in values)) => return top
+    scorer: return [label, label.capitalize()] => return [label]
+    scorer: return top + math.log(sum(math.exp(value - top) for value in values)) => return top
 parser: an answer without a decision is unparsable, never a guess
     tests/unit/test_scoring.py
-    scoring: found = re.match( => found = re.search(
-    scoring: end = r"(?![\w-])" if finished => end = r"" if finished
-    scoring: finished=True) or UNPARSABLE => finished=True) or "maybe"
+    scorer: found = re.match( => found = re.search(
+    scorer: end = r"(?![\w-])" if finished => end = r"" if finished
+    scorer: finished=True) or UNPARSABLE => finished=True) or "maybe"
 measures: accuracy and macro-F1 are PubMedQA's own
     tests/unit/test_measures.py
     measures: return ratio(2 * right, => return ratio(right,
@@ -120,7 +120,7 @@ credit: the base, trained for no protocol, is credited with the better of two
     compare: HEADLINES = ("chat", "lm_eval") => HEADLINES = ("chat", "lm_eval", "question_only")
 stages: what a stage reads and DVC does not know of leaves stale results behind
     tests/test_dvc_yaml.py
-    dvc.yaml: - pipeline/format.py¶    - pipeline/prompt.py => - pipeline/format.py
+    dvc.yaml: - pipeline/stages/format.py¶    - pipeline/scoring/protocols.py => - pipeline/stages/format.py
     tests/test_repro.py::test_a_parameter_reaches_the_stages_that_read_it[evaluate.n_ctx]
     dvc.yaml: - evaluate¶    - quantize¶ => - quantize¶
 whole: an output is there whole or not at all, and a killed evaluation goes on
@@ -147,8 +147,8 @@ headers: nothing but a whole file reaches native code
     tests/unit/test_header.py::test_cut_anywhere_it_is_refused
     tests/unit/test_header.py::test_an_altered_header_is_refused
     tests/unit/test_header.py::test_an_altered_entry_is_refused
-    header: if size > len(self.data) - self.at: => if size > len(self.data):
-    header: or offset != end: => or offset < 0:
+    gguf_header: if size > len(self.data) - self.at: => if size > len(self.data):
+    gguf_header: or offset != end: => or offset < 0:
     tests/unit/test_weights.py::test_verify
     tests/unit/test_weights.py::test_describe_refuses_what_is_no_whole_safetensors_file
     tests/unit/test_weights.py::test_describe
@@ -178,7 +178,7 @@ alone: a stage dies with DVC, no second one runs beside it, and a cut dvc.lock h
     stage: shutil.copyfile(lock, partial) => partial.touch()
     __init__: if os.getsid(os.getppid()) != os.getsid(0): => if False:
     tests/test_dvc_yaml.py::test_a_stage_runs_the_module_of_its_name
-    dvc.yaml: cmd: exec python3 -m pipeline.train => cmd: python3 -m pipeline.train
+    dvc.yaml: cmd: exec python3 -m pipeline.stages.train => cmd: python3 -m pipeline.stages.train
 pull: a fresh clone has the model after `dvc pull`
     tests/test_remote.py::test_a_bare_pull_on_a_fresh_clone_brings_every_output
     .dvc/config: url = release => url = elsewhere
@@ -204,6 +204,12 @@ class Mutation(NamedTuple):
     new: str
 
 
+def module_path(name: str) -> str:
+    """The file of the module `name` of pipeline/, by its path from the root."""
+    (path,) = (ROOT / "pipeline").glob(f"{name}.py" if name == "__init__" else f"*/{name}.py")
+    return str(path.relative_to(ROOT))
+
+
 def table() -> list[Mutation]:
     """The rows of TABLE."""
     rows: list[Mutation] = []
@@ -217,7 +223,7 @@ def table() -> list[Mutation]:
         else:
             name, change = line.strip().split(": ", 1)
             old, new = (text.replace("¶", "\n") for text in change.split(" => "))
-            rows.append(Mutation(promise, tests, name if "." in name else f"pipeline/{name}.py", old, new))
+            rows.append(Mutation(promise, tests, name if "." in name else module_path(name), old, new))
     return rows
 
 

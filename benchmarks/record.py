@@ -19,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.download import PUBMEDQA_SHA256
+from pipeline.stages.download import PUBMEDQA_SHA256
 
 HERE = Path(__file__).parent
 RESULTS, TABLE, FAULTS = HERE / "results.json", HERE / "RESULTS.md", HERE / "faults.json"

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.record import HERE, record
-from pipeline.gguf import build
-from pipeline.prompt import LABELS
-from pipeline.records import read_jsonl
-from pipeline.scoring import Choices, Scorer
+from pipeline.core.records import read_jsonl
+from pipeline.models.gguf import build
+from pipeline.scoring.protocols import LABELS
+from pipeline.scoring.scorer import Choices, Scorer
 
 QUESTIONS, ROUNDS = 8, 5
 N_CTX = 2048

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from pipeline.records import read_jsonl
+from pipeline.core.records import read_jsonl
 
 PICTURES = Path("docs/pictures")
 STYLE = """body { font: 15px/1.5 sans-serif; margin: 24px; width: 860px } img { max-width: 100% }
@@ -39,8 +39,8 @@ def main() -> None:
 
     abstract, rest = read_jsonl(Path("data/formatted/test.jsonl"))[0]["prompt"][1]["content"].split("\n\nQuestion: ", 1)
     question, abstract = rest.split("\n\n")[0], abstract.removeprefix("Abstract:\n")
-    shown = f'$ cat abstract.txt\n{abstract}\n\n$ python -m pipeline.ask "{question}" --context abstract.txt\n'
-    command = [sys.executable, "-m", "pipeline.ask", question, "--context", "-"]
+    shown = f'$ cat abstract.txt\n{abstract}\n\n$ python -m pipeline.commands.ask "{question}" --context abstract.txt\n'
+    command = [sys.executable, "-m", "pipeline.commands.ask", question, "--context", "-"]
     shown += subprocess.run(command, input=abstract, check=True, capture_output=True, text=True).stdout
     draw(f'<pre class="terminal">{html.escape(shown)}</pre>', release, PICTURES / "ask.png", 400)
 

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from benchmarks.record import HERE, record
-from pipeline.header import read_metadata
+from pipeline.models.gguf_header import read_metadata
 
 ROOT = HERE.parent
 LOG = HERE / "logs" / "startup.log"

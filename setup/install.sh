@@ -176,7 +176,7 @@ chosen_by_torch = ("cuda-", "nvidia-", "triton")
 print(*(f"{name}=={pins[name]}" for name in sorted(pins) if not name.startswith(chosen_by_torch)), sep="\n")
 ' >>constraints.txt
 fi
-"$venv/bin/python" -m pipeline.plots --frame-only
+"$venv/bin/python" -m pipeline.commands.plots --frame-only
 if [ -n "${GPU:-}" ]; then
     "$venv/bin/python" -c 'import torch; torch.ones(1, device="cuda") + 1' 2>>"$log" ||
         fail "torch cannot use $name (driver $driver): the end of .venv/setup.log says why"

@@ -10,9 +10,9 @@ from typing import Any
 
 from conftest import ROOT, copy_project
 
-from pipeline.compare import Params, compare
-from pipeline.measures import COLUMNS, Prediction, parse_predictions
-from pipeline.prompt import LABELS
+from pipeline.reporting.compare import Params, compare
+from pipeline.scoring.measures import COLUMNS, Prediction, parse_predictions
+from pipeline.scoring.protocols import LABELS
 from tests.tables import lines
 
 QUESTIONS = 200

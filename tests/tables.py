@@ -7,11 +7,11 @@ from typing import Any
 
 import gguf
 
-from pipeline import report
-from pipeline.embedded.tokenizer import CHAT_TEMPLATE
-from pipeline.header import SYSTEM_PROMPT
-from pipeline.measures import COLUMNS, Prediction
-from pipeline.prompt import LABELS
+from pipeline.models.gguf_header import SYSTEM_PROMPT
+from pipeline.scoring.measures import COLUMNS, Prediction
+from pipeline.scoring.protocols import LABELS
+from pipeline.simulated.tokenizer import CHAT_TEMPLATE
+from pipeline.stages import report
 
 GOLD = ["yes"] * 276 + ["no"] * 169 + ["maybe"] * 55  # PubMedQA's 500 test questions
 

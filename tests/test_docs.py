@@ -55,7 +55,7 @@ dvc exp run --queue -S train.seed=1,2 -S train.learning_rate=2e-4,2e-3 train    
 dvc queue start -j 2                                           # two workers
 dvc queue status
 """: "tests/test_flows.py::test_a_sweep_of_seeds_runs_in_two_workers_and_becomes_mean_and_spread",
-    "python -m pipeline.experiments\n": (
+    "python -m pipeline.commands.experiments\n": (
         "tests/test_flows.py::test_a_sweep_of_seeds_runs_in_two_workers_and_becomes_mean_and_spread"
     ),
 }
@@ -271,7 +271,7 @@ def put(path: Path, section: str, values: dict[str, Any]) -> None:
 
 
 def test_the_section_of_a_hub_model_is_one_that_base_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import base
+    from pipeline.stages import base
 
     (tmp_path / "params.yaml").write_text(example("yaml", "source: hub"))
     monkeypatch.chdir(tmp_path)
@@ -292,7 +292,7 @@ def test_a_model_in_a_directory_is_taken_from_there(project: Path) -> None:
 def test_the_section_of_artificial_questions_is_one_that_download_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.download import load_params
+    from pipeline.stages.download import load_params
 
     values = yaml.load(ROOT / "profiles/tiny-pubmedqa.yaml")["download"]
     values |= yaml.load(example("yaml", "qiaojin/PubMedQA").replace("SHA256", "a" * 64))["download"]
@@ -313,7 +313,7 @@ def test_the_questions_come_from_a_mirror(block: str, project: Path) -> None:
 
 
 def test_the_record_on_the_page_is_one_that_format_takes() -> None:
-    from pipeline.format import problems
+    from pipeline.stages.format import problems
 
     records = json.loads(example("json", "final_decision"))
     assert [problem for pmid, record in records.items() for problem in problems(pmid, record)] == []
@@ -379,9 +379,9 @@ def with_a_parameter(project: Path, block: str) -> None:
 
 
 def with_a_stage(project: Path) -> None:
-    (project / "pipeline/errors.py").write_text(example("python", "Errors"))
+    (project / "pipeline/stages/errors.py").write_text(example("python", "Errors"))
     with (project / "dvc.yaml").open("a") as file:
-        file.write("\n" + example("yaml", "pipeline.errors"))
+        file.write("\n" + example("yaml", "pipeline.stages.errors"))
     apply(project, example("diff", "metrics/errors.json"))
 
 
@@ -461,7 +461,7 @@ def test_the_hooks_pass_here_and_stop_a_commit_that_make_check_would_refuse(comm
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("Passed") == len(HOOKS) - 1
     output_of(committed, ".venv/bin/pre-commit install")
-    (committed / "pipeline/lock.py").write_text("import os\nx  = 1\n")
+    (committed / "pipeline/commands/lock.py").write_text("import os\nx  = 1\n")
     (committed / "benchmarks/RESULTS.md").write_text("")
     done = run_hooks(committed, "git -c user.name=A -c user.email=a@example.org commit --message 'a mistake'", "types")
     assert re.findall(r"^(.*?)\.+Failed$", done.stderr, re.MULTILINE) == ["format", "lint", "pages of figures"]
@@ -470,7 +470,7 @@ def test_the_hooks_pass_here_and_stop_a_commit_that_make_check_would_refuse(comm
 
 @pytest.mark.slow
 def test_the_type_hook_stops_a_wrong_type(committed: Path) -> None:
-    with (committed / "pipeline/lock.py").open("a") as file:
+    with (committed / "pipeline/commands/lock.py").open("a") as file:
         file.write("x: int = 'text'\n")
     done = run_hooks(committed, ".venv/bin/pre-commit run --all-files", "format,lint,figures")
     assert re.search(r"^types\.+Failed$", done.stdout, re.MULTILINE), done.stdout

@@ -19,7 +19,7 @@ from conftest import ROOT, stages, yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.tokens import AliasToken, AnchorToken
 
-from pipeline.stage import Section
+from pipeline.core.stage import Section
 
 STAGES = stages(ROOT)
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -27,6 +27,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = "project.optional-dependencies."
 # A stage outside this list has no parameter of its own: all that it needs travels in files.
 OWN_SECTION = {"download", "base", "format", "train", "quantize", "evaluate", "reference", "report"}
+
+# Their __init__.py hold a docstring and nothing that could change a result.
+PACKAGES = {f"pipeline.{path.parent.name}" for path in (ROOT / "pipeline").glob("*/__init__.py")}
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
 every_profile = pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
@@ -56,7 +59,7 @@ def imports(module: str) -> set[str]:
             case ast.ImportFrom():
                 pytest.fail(f"{path}: a relative import, which this walk does not follow")
             case ast.Constant(value=str(text)) if re.fullmatch(r"pipeline(\.\w+)+", text):
-                found.add(text)  # `python -m pipeline.gguf`
+                found.add(text)  # `python -m pipeline.models.gguf`
             case _:
                 pass
     return found
@@ -64,18 +67,18 @@ def imports(module: str) -> set[str]:
 
 def closure(stage: str) -> set[str]:
     """Every `pipeline` module that a stage's module imports, itself included, transitively."""
-    todo, seen = {f"pipeline.{stage}"}, {"pipeline"}
+    todo, seen = {f"pipeline.stages.{stage}"}, {"pipeline"}
     while todo:
         module = todo.pop()
         seen.add(module)
-        todo |= {name for name in imports(module) if name.startswith("pipeline.") and source(name)} - seen
+        todo |= {name for name in imports(module) if name.startswith("pipeline.") and source(name)} - seen - PACKAGES
     return seen
 
 
 def as_dependency(module: str) -> str:
     """How dvc.yaml names a module: its file, or the directory if it lies in a package below `pipeline`."""
-    if module == "pipeline.embedded" or module.startswith("pipeline.embedded."):
-        return "pipeline/embedded"
+    if module == "pipeline.simulated" or module.startswith("pipeline.simulated."):
+        return "pipeline/simulated"
     path = source(module)
     assert path
     return path.relative_to(ROOT).as_posix()
@@ -149,7 +152,7 @@ def pins(extra: str) -> dict[str, str]:
 @every_stage
 def test_a_stage_runs_the_module_of_its_name(stage: str) -> None:
     """`exec` makes it DVC's own child under any shell: only then does it die with DVC."""
-    assert STAGES[stage]["cmd"].split()[:4] == ["exec", "python3", "-m", f"pipeline.{stage}"]
+    assert STAGES[stage]["cmd"].split()[:4] == ["exec", "python3", "-m", f"pipeline.stages.{stage}"]
 
 
 @every_stage
@@ -159,11 +162,11 @@ def test_deps_are_the_modules_that_a_stage_imports_all_and_only(stage: str) -> N
 
 
 def test_train_imports_at_most_three_shared_modules_since_an_edit_to_one_retrains() -> None:
-    assert len(closure("train") - {"pipeline", "pipeline.train"}) <= 3
+    assert len(closure("train") - {"pipeline", "pipeline.stages.train"}) <= 3
 
 
 def test_only_stages_with_an_embedded_source_import_the_embedded_package() -> None:
-    assert {stage for stage in STAGES if "pipeline/embedded" in STAGES[stage]["deps"]} == {"download", "base"}
+    assert {stage for stage in STAGES if "pipeline/simulated" in STAGES[stage]["deps"]} == {"download", "base"}
 
 
 # (b) parameters
@@ -188,7 +191,7 @@ def test_a_profile_is_whole_and_its_sections_fit_their_stages_models(
     (tmp_path / "params.yaml").write_bytes(profile.read_bytes())
     monkeypatch.chdir(tmp_path)
     for stage in values:
-        module = importlib.import_module(f"pipeline.{stage}")
+        module = importlib.import_module(f"pipeline.stages.{stage}")
         # A section with variants has a function that picks its model; the others have one model.
         loaded = module.load_params() if hasattr(module, "load_params") else module.Params.load(stage)
         assert isinstance(loaded, Section)
@@ -237,7 +240,7 @@ def test_cmd_names_the_files_that_dvc_tracks_all_and_only(stage: str) -> None:
 
 @every_stage
 def test_main_takes_as_many_paths_as_cmd_names(stage: str) -> None:
-    main = importlib.import_module(f"pipeline.{stage}").main
+    main = importlib.import_module(f"pipeline.stages.{stage}").main
     assert len(STAGES[stage]["cmd"].split()[4:]) == len(inspect.signature(main).parameters)
 
 
@@ -334,7 +337,7 @@ def test_no_stage_imports_torch_before_it_needs_it() -> None:
 import importlib, json, sys
 heavy = {}
 for stage in sys.argv[1:]:
-    importlib.import_module(f"pipeline.{stage}")
+    importlib.import_module(f"pipeline.stages.{stage}")
     heavy[stage] = sorted({"torch", "transformers", "datasets", "llama_cpp", "sklearn"} & sys.modules.keys())
 json.dump(heavy, sys.stdout)
 """

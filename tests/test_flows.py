@@ -224,7 +224,7 @@ def test_6_a_pull_request_is_compared_with_what_git_holds(
     before = json.loads(output_of(clone, "git show origin/main:metrics/train.json"))["validation_loss"]
     assert loss == pytest.approx({"old": before, "new": now, "diff": now - before})
     assert now != before
-    output_of(clone, "python3 -m pipeline.plots --frame-only && dvc plots diff main", **NO_CREDENTIALS)
+    output_of(clone, "python3 -m pipeline.commands.plots --frame-only && dvc plots diff main", **NO_CREDENTIALS)
     page = (clone / "dvc_plots/index.html").read_text()
     assert page.count('"rev": "main"') == page.count('"rev": "workspace"') > 0
     assert team.store.requests == []
@@ -274,7 +274,7 @@ def test_a_sweep_of_seeds_runs_in_two_workers_and_becomes_mean_and_spread(team: 
         if process.info["cwd"] == str(clone):
             process.kill()
     assert status.count("Success") == 2, status
-    table = [line.split() for line in output_of(clone, "python3 -m pipeline.experiments").splitlines()]
+    table = [line.split() for line in output_of(clone, "python3 -m pipeline.commands.experiments").splitlines()]
     (row,) = [row for row in table if "validation_loss" in row]
     number, *figures = row[2], *map(float, row[4:])
     assert number == "2"

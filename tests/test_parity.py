@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_stage, yaml
 
-from pipeline import ask, gguf, merge
-from pipeline.prompt import LABELS
-from pipeline.records import Message, read_json, read_jsonl, sha256
-from pipeline.release import OLLAMA_TEMPLATE
-from pipeline.scoring import Scorer
-from pipeline.train import Params, build_trainer, quantized_lora
+from pipeline.commands import ask
+from pipeline.core.records import Message, read_json, read_jsonl, sha256
+from pipeline.models import gguf
+from pipeline.reporting.release import OLLAMA_TEMPLATE
+from pipeline.scoring.protocols import LABELS
+from pipeline.scoring.scorer import Scorer
+from pipeline.stages import merge
+from pipeline.stages.train import Params, build_trainer, quantized_lora
 
 # ruff: noqa: RUF001  # letters that look like others are what these texts are for
 LLAMA3_TOKENIZER = ROOT.parent / "shared" / "llama3-tokenizer"

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, output_of, run_command, stages, stages_named, yaml
 from pages import blocks
 
-from pipeline import remote
-from pipeline.stage import Fail
+from pipeline.commands import release_run as remote
+from pipeline.core.stage import Fail
 
 GGUF = "models/medical-reasoner.gguf"
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))

@@ -73,7 +73,7 @@ def test_its_cells_are_thin_and_a_failing_command_fails_them() -> None:
 def test_the_commands_and_files_that_it_names_exist() -> None:
     text = "\n".join(SCRIPTS)
     modules = re.findall(r"python -m ([\w.]+)", text)
-    assert {"pipeline.summary", "pipeline.ask"} <= set(modules)
+    assert {"pipeline.commands.summary", "pipeline.commands.ask"} <= set(modules)
     assert [name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").is_file()] == []
     assert set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) <= TARGETS
     profiles = re.findall(r"llama3-[\w-]+t4|\btiny\b", "\n".join(cell.source for cell in NOTEBOOK.cells))
@@ -95,9 +95,7 @@ def execute(directory: Path, **settings: object) -> str:
     return "".join(output.get("text", "") or f"{output.get('data')}\n" for output in outputs)
 
 
-def test_the_notebook_runs_from_a_clone_to_a_pushed_model(
-    origin: Path, tmp_path: Path
-) -> None:
+def test_the_notebook_runs_from_a_clone_to_a_pushed_model(origin: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     printed = execute(tmp_path, REPOSITORY=origin, PROFILE="micro", REMOTE=store)
     assert "Stage 'report' is cached" in printed  # the run itself has tests of its own
@@ -168,7 +166,7 @@ def test_a_machine_that_is_lost_after_training_costs_no_second_training(origin: 
     assert "Running stage 'evaluate'" in printed[1]
     git(tmp_path, "clone", "--quiet", "--branch=run", str(branch), "home")  # what came of it: a branch to review
     assert yaml.load(tmp_path / "home/params.yaml")["train"]["lora_alpha"] == 8
-    assert run_command(tmp_path / "home", "python3 -m pipeline.lock").returncode == 0
+    assert run_command(tmp_path / "home", "python3 -m pipeline.commands.lock").returncode == 0
     assert pushed(store, tmp_path / "home")
 
 

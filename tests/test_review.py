@@ -47,7 +47,7 @@ def clone(committed: Path, tmp_path: Path) -> Path:
         ("params.yaml", "lora_alpha: 16", "lora_alpha: 16", None),
         ("params.yaml", "lora_alpha: 16", "lora_alpha: 32", "train, merge, quantize, evaluate, reference, report"),
         ("metrics/baseline.json", '"majority_accuracy": 0', '"majority_accuracy": 1', "baseline, report"),
-        ("pipeline/report.py", "Everything", "All", "report"),
+        ("pipeline/stages/report.py", "Everything", "All", "report"),
     ],
     ids=["clone", "parameter", "result", "code"],
 )
@@ -55,7 +55,7 @@ def test_make_lock_knows_without_data_whether_dvc_lock_is_in_step(
     path: str, old: str, new: str, stale: str | None, clone: Path
 ) -> None:
     edit(clone / path, old, new)
-    done = run_command(clone, "python3 -m pipeline.lock")
+    done = run_command(clone, "python3 -m pipeline.commands.lock")
     if stale is None:
         assert (done.returncode, done.stderr) == (0, "")
     else:
@@ -69,7 +69,7 @@ def test_a_run_that_was_put_back_in_params_yaml_alone_is_out_of_step_though_cach
     """With everything in the run cache DVC says 'is cached' in place of 'Running'."""
     edit(committed / "params.yaml", "bins: 10", "bins: 9")
     try:
-        done = run_command(committed, "python3 -m pipeline.lock")
+        done = run_command(committed, "python3 -m pipeline.commands.lock")
     finally:
         edit(committed / "params.yaml", "bins: 9", "bins: 10")
     assert "results of report (those" in done.stderr
@@ -104,5 +104,5 @@ def test_the_documented_way_out_of_a_conflict_in_dvc_lock(committed: Path, tmp_p
     assert (params["bins"], params["bootstrap_samples"]) == (8, 2000)
     locked = yaml.load(project / "dvc.lock")["stages"]["report"]["params"]["params.yaml"]["report"]
     assert locked == params
-    assert run_command(project, "python3 -m pipeline.lock").returncode == 0
+    assert run_command(project, "python3 -m pipeline.commands.lock").returncode == 0
     assert any((project.parent / "store").rglob("*"))  # pushed

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, run_command, yaml
 
-from pipeline.comment import MARK
+from pipeline.commands.comment import MARK
 
 ACTION = ROOT / ".github/actions/setup/action.yml"
 WORKFLOWS = {path.stem: yaml.load(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}

@@ -1,4 +1,4 @@
-"""`python -m pipeline.ask` on the micro profile, and the same file behind an OpenAI-compatible server."""
+"""`python -m pipeline.commands.ask` on the micro profile, and the same file behind an OpenAI-compatible server."""
 
 import csv
 import json
@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from pipeline import ask
-from pipeline.header import SYSTEM_PROMPT, read_metadata
-from pipeline.prompt import LABELS, chat
-from pipeline.records import read_jsonl
-from pipeline.scoring import Scorer
+from pipeline.commands import ask
+from pipeline.core.records import read_jsonl
+from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.scoring.protocols import LABELS, chat
+from pipeline.scoring.scorer import Scorer
 from tests.conftest import ROOT, yaml
 
 SYSTEM = yaml.load(ROOT / "profiles" / "micro.yaml")["format"]["system_prompt"]
@@ -66,7 +66,7 @@ def run_ask(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a project, its standard input given."""
     done = subprocess.run(
-        [*before, sys.executable, "-m", "pipeline.ask", *arguments],
+        [*before, sys.executable, "-m", "pipeline.commands.ask", *arguments],
         cwd=directory,
         input=given,
         capture_output=True,

@@ -93,7 +93,9 @@ def test_what_outlives_a_kill_is_found_and_ended(reproduced: Path, monkeypatch: 
     monkeypatch.setattr(faults, "GONE", 0.5)
     described = (reproduced / "dvc.yaml").read_text()
     (reproduced / "dvc.yaml").write_text(
-        described.replace("exec python3 -m pipeline.evaluate", "sleep 99 & exec python3 -m pipeline.evaluate")
+        described.replace(
+            "exec python3 -m pipeline.stages.evaluate", "sleep 99 & exec python3 -m pipeline.stages.evaluate"
+        )
     )
     [row] = kill_all(reproduced, [Kill("evaluate", "dvc", "time", 0.5)], MEASURED, results(reproduced))
     assert row["outlived"] == ["sleep 99"]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.lm_eval_agreement import disagreements, harness, ours, questions_of
-from pipeline.baseline import text_baselines
-from pipeline.format import SPLITS
-from pipeline.measures import read_predictions
-from pipeline.records import read_jsonl
+from pipeline.core.records import read_jsonl
+from pipeline.scoring.measures import read_predictions
+from pipeline.stages.baseline import text_baselines
+from pipeline.stages.format import SPLITS
 from tests.conftest import ROOT, run_stage, yaml
 
 MIRROR = Path(os.environ.get("PUBMEDQA_MIRROR", ROOT.parent / "shared" / "pubmedqa"))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from benchmarks.first_run import report
 from benchmarks.rehearsal import COMMIT, CONFIG, REPOSITORY, TINY, TOKENIZER, Shard, prepare, repository, serve, shapes
-from pipeline.report import REHEARSAL
+from pipeline.stages.report import REHEARSAL
 from tests.conftest import ROOT, run_stage
 
 VOCABULARY = {"vocab_size": 1000}

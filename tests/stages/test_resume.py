@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import CHECKPOINTS, run_key
-from pipeline.stage import Fail
-from pipeline.train import COMPLETE, Params, device, digests, last_checkpoint, memory_errors
+from pipeline.core.records import CHECKPOINTS, run_key
+from pipeline.core.stage import Fail
+from pipeline.stages.train import COMPLETE, Params, device, digests, last_checkpoint, memory_errors
 from tests.conftest import ROOT, copy_project, output_of, repro, run_stage, set_params, stages, tried, yaml
 
 SAME = ["models/adapter/adapter_model.safetensors", "models/adapter/adapter_config.json", "metrics/train_log.csv"]
@@ -109,7 +109,7 @@ def test_the_key_holds_all_that_determines_a_run(tmp_path: Path, monkeypatch: py
     data, code = tmp_path / "train.jsonl", tmp_path / "train.py"
     data.write_text("{}\n")
     code.write_text("")
-    monkeypatch.setattr("pipeline.train.__file__", str(code))
+    monkeypatch.setattr("pipeline.stages.train.__file__", str(code))
 
     def key(**changes: Any) -> str:
         return run_key(Params.check("train", VALUES | changes), [data], device())
@@ -132,7 +132,7 @@ def test_the_key_holds_all_that_determines_a_run(tmp_path: Path, monkeypatch: py
     keys.append(key())
     code.write_text("# edited")
     keys.append(key())
-    monkeypatch.setattr("pipeline.records.distributions", list)
+    monkeypatch.setattr("pipeline.core.records.distributions", list)
     keys.append(key())
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     keys.append(key())

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import gguf, scoring
-from pipeline.measures import COLUMNS, UNPARSABLE
-from pipeline.predict import Params, predict
-from pipeline.prompt import LABELS, PROTOCOLS
-from pipeline.records import sha256
-from pipeline.scoring import Scorer
-from pipeline.stage import Fail, scratch
-from pipeline.weights import describe
+from pipeline.core.records import sha256
+from pipeline.core.stage import Fail, scratch
+from pipeline.models import gguf
+from pipeline.models.weights import describe
+from pipeline.scoring import scorer as scoring
+from pipeline.scoring.measures import COLUMNS, UNPARSABLE
+from pipeline.scoring.predict import Params, predict
+from pipeline.scoring.protocols import LABELS, PROTOCOLS
+from pipeline.scoring.scorer import Scorer
 from tests.conftest import ROOT, run_command, run_stage, stages, yaml
 from tests.hub import COMMIT, serve
 
@@ -179,7 +180,7 @@ def test_token_lengths_are_the_tokenizers_own(micro: Path):
 @pytest.fixture(scope="module")
 def trainer(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`train`'s own trainer, before its first step, on a few of the micro profile's questions."""
-    from pipeline import train
+    from pipeline.stages import train
 
     params = train.Params.check("train", yaml.load((micro / "params.yaml").read_text())["train"])
     model, tokenizer = train.quantized_lora(params, micro / "models" / "base")
@@ -214,7 +215,7 @@ def test_the_loss_is_on_the_assistants_turn_alone(micro: Path, trainer: Any):
 
 
 def test_a_longer_example_is_refused_not_cut(micro: Path, trainer: Any):
-    from pipeline.train import check_lengths
+    from pipeline.stages.train import check_lengths
 
     rows = rows_of(micro / "data" / "formatted" / "train.jsonl")
     longest = numbers(micro / "metrics" / "format.json")["train"]["tokens_max"]

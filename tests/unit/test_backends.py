@@ -9,8 +9,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.stage import Fail
-from pipeline.train import Params, check_backend, step_recorder, unsloth_lora
+from pipeline.core.stage import Fail
+from pipeline.stages.train import Params, check_backend, step_recorder, unsloth_lora
 from tests.conftest import ROOT
 
 

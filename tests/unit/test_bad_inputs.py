@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import base, download, evaluate, quantize, reference, report, train
-from pipeline import format as formatting
-from pipeline.embedded.trials import records as trials
-from pipeline.measures import COLUMNS, parse_predictions, read_predictions
-from pipeline.merge import check_adapter
-from pipeline.prompt import LABELS, PROTOCOLS, completion, prompt
-from pipeline.records import read_examples, read_json, read_jsonl, write_jsonl
-from pipeline.stage import Fail, read_section
+from pipeline.core.records import read_examples, read_json, read_jsonl, write_jsonl
+from pipeline.core.stage import Fail, read_section
+from pipeline.scoring.measures import COLUMNS, parse_predictions, read_predictions
+from pipeline.scoring.protocols import LABELS, PROTOCOLS, completion, prompt
+from pipeline.simulated.trials import records as trials
+from pipeline.stages import base, download, evaluate, quantize, reference, report, train
+from pipeline.stages import format as formatting
+from pipeline.stages.merge import check_adapter
 from tests.conftest import ROOT, tried, yaml
 
 CASES = int(os.environ.get("BAD_INPUTS", "40"))  # benchmarks/faults.py: many more

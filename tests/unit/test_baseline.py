@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.baseline import text_baselines
-from pipeline.prompt import INSTRUCTION
-from pipeline.records import write_jsonl
+from pipeline.core.records import write_jsonl
+from pipeline.scoring.protocols import INSTRUCTION
+from pipeline.stages.baseline import text_baselines
 
 WORDS = {"yes": "strong clear effect", "no": "weak absent effect", "maybe": "open doubt effect"}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from pipeline import compare
-from pipeline.measures import Prediction
-from pipeline.prompt import LABELS
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.reporting import compare
+from pipeline.scoring.measures import Prediction
+from pipeline.scoring.protocols import LABELS
 from tests.tables import GOLD, model
 
 PARAMS = compare.Params(bootstrap_samples=10_000, seed=0, confidence=0.95, bins=10)

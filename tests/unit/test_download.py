@@ -14,8 +14,17 @@ from typing import Any
 import numpy
 import pytest
 
-from pipeline.download import ATTEMPTS, Artificial, File, artificial_records, fetch, load_params, main, retry_after
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.stages.download import (
+    ATTEMPTS,
+    Artificial,
+    File,
+    artificial_records,
+    fetch,
+    load_params,
+    main,
+    retry_after,
+)
 from tests.conftest import ROOT, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
 
@@ -40,7 +49,7 @@ def server() -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that `download` would have slept."""
     waited: list[float] = []
-    monkeypatch.setattr("pipeline.download.time.sleep", waited.append)
+    monkeypatch.setattr("pipeline.stages.download.time.sleep", waited.append)
     return waited
 
 
@@ -84,7 +93,7 @@ def test_faults_that_pass(
     answers: list[Answer],
     waited: list[float],
 ):
-    monkeypatch.setattr("pipeline.download.TIMEOUT", 0.5)
+    monkeypatch.setattr("pipeline.stages.download.TIMEOUT", 0.5)
     server.answers["/elsewhere"] = [GOOD]
     server.answers["/mirror/ori_pqal.json"] = answers.copy()
     with tried("downloads", f"data: {request.node.callspec.id}, for a while") as seen:
@@ -150,7 +159,7 @@ def test_faults_that_stay(
     tries: int,
     problem: str,
 ):
-    monkeypatch.setattr("pipeline.download.TIMEOUT", 0.2)
+    monkeypatch.setattr("pipeline.stages.download.TIMEOUT", 0.2)
     server.answers["/ori_pqal.json"] = [answer]
     target = tmp_path / "raw.json"
     target.write_text("old")
@@ -273,7 +282,7 @@ def test_only_the_published_file_is_called_pubmedqa(tmp_path: Path, monkeypatch:
     main(tmp_path / "raw")
     source = json.loads((tmp_path / "raw" / "source.json").read_text())
     assert source == {"simulated": False, "name": "own data", "licence": "its own"}
-    monkeypatch.setattr("pipeline.download.PUBMEDQA_SHA256", FILE.sha256)
+    monkeypatch.setattr("pipeline.stages.download.PUBMEDQA_SHA256", FILE.sha256)
     main(tmp_path / "raw")
     source = json.loads((tmp_path / "raw" / "source.json").read_text())
     assert (source["name"], source["dataset"]) == ("PubMedQA PQA-L", "qiaojin/PubMedQA")
@@ -341,7 +350,7 @@ class TestArtificial:
         values = {"repo_id": "org/PubMedQA", "revision": COMMIT, "file": file, "questions": 5, "seed": 1}
         params(directory, pqa_artificial=values | about)
         environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "home"), "PYTHONPATH": str(ROOT)}
-        return run_command(directory, "python3 -m pipeline.download raw", **environment)
+        return run_command(directory, "python3 -m pipeline.stages.download raw", **environment)
 
     def test_contexts_and_labels_and_nothing_else(self, server: Server, tmp_path: Path):
         result = self.run(server, tmp_path, parquet(tmp_path, COLUMNS))

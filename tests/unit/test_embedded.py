@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.embedded.tiny import Tiny, build, encode
-from pipeline.embedded.tokenizer import CHAT_TEMPLATE, WHOLE_WORDS, train_tokenizer
-from pipeline.embedded.trials import SEEN, TURNS, UNSEEN, Wording, conversations, records
-from pipeline.records import sha256
+from pipeline.core.records import sha256
+from pipeline.simulated.tiny import Tiny, build, encode
+from pipeline.simulated.tokenizer import CHAT_TEMPLATE, WHOLE_WORDS, train_tokenizer
+from pipeline.simulated.trials import SEEN, TURNS, UNSEEN, Wording, conversations, records
 
 MICRO = Tiny(
     source="tiny",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.experiments import groups, table
+from pipeline.commands.experiments import groups, table
 
 
 def shown(rate: float, seed: int, loss: float) -> dict[str, Any]:

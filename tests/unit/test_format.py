@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.format import (
+from pipeline.core.stage import Fail
+from pipeline.stages.format import (
     Params,
     add_artificial,
     check_records,
@@ -21,7 +22,6 @@ from pipeline.format import (
     statistics,
     texts_as_data,
 )
-from pipeline.stage import Fail
 
 TEXT = "a question that no error may quote"
 
@@ -199,8 +199,8 @@ class TestOverlap:
 def run_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, list[Any]]]:
     """A function that runs `format` on RECORDS, changed as told, without a tokenizer; it returns the splits' rows."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.format.token_counter", lambda base: lambda example: 7)
-    monkeypatch.setattr("pipeline.format.control_tokens", lambda base: ["<|eot_id|>"])
+    monkeypatch.setattr("pipeline.stages.format.token_counter", lambda base: lambda example: 7)
+    monkeypatch.setattr("pipeline.stages.format.control_tokens", lambda base: ["<|eot_id|>"])
     Path("params.yaml").write_text("format:\n  system_prompt: s\n  validation_questions: 50\n  seed: 1\n")
     raw = tmp_path / "raw"
     raw.mkdir()

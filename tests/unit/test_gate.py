@@ -12,8 +12,8 @@ import pytest
 from branches import BASE, TUNED, commit, git, link_environment, repository, table, write
 from conftest import run_command, set_params
 
-from pipeline.gate import judge
-from pipeline.stage import Fail
+from pipeline.commands.gate import judge
+from pipeline.core.stage import Fail
 
 GOLDEN = Path(__file__).parent / "comment.md"
 BASE_TABLE = table(range(100), ("chat", "lm_eval"))
@@ -231,7 +231,7 @@ def test_the_comment_is_made_of_what_cannot_be_compared_too(project: Path) -> No
     (project / "metrics/train.json").unlink()
     commit(project, "no results")
     git(project, "switch", "--quiet", "change")
-    done = run_command(project, f"{sys.executable} -m pipeline.comment main")
+    done = run_command(project, f"{sys.executable} -m pipeline.commands.comment main")
     assert done.returncode == 0, done.stderr
     assert "not compared with main, as it has no metrics/predictions/tuned.csv" in done.stdout
     assert "| accuracy | 80.0% | 80.0% |  |" in done.stdout

@@ -12,9 +12,9 @@ import gguf
 import numpy as np
 import pytest
 
-from pipeline import header
-from pipeline.header import read_metadata
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.models import gguf_header as header
+from pipeline.models.gguf_header import read_metadata
 from tests.conftest import ROOT, tried
 from tests.tables import write_gguf
 
@@ -165,8 +165,8 @@ def test_no_file_and_no_text_of_it_in_the_error(tmp_path: Path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from pipeline.scoring import Scorer
-from pipeline.stage import Fail
+from pipeline.scoring.scorer import Scorer
+from pipeline.core.stage import Fail
 for line in sys.stdin:
     try:
         with Scorer(Path(line.strip()), 256) as scorer:

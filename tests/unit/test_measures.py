@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from pipeline import measures
-from pipeline.measures import COLUMNS, Prediction
-from pipeline.prompt import LABELS
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.scoring import measures
+from pipeline.scoring.measures import COLUMNS, Prediction
+from pipeline.scoring.protocols import LABELS
 
 HEADER = "protocol,pmid,label,yes,no,maybe,prediction,greedy,top_token"
 ROW = "chat,1,yes,-0.100000,-3.000000,-4.000000,yes,yes,17"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.merge import check_adapter, fold, merge_file, read_adapter
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.stages.merge import check_adapter, fold, merge_file, read_adapter
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

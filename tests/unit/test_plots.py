@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import vl_convert
 
-from pipeline import plots
-from pipeline.measures import COLUMNS
-from pipeline.stage import Fail, remove
+from pipeline.commands import plots
+from pipeline.core.stage import Fail, remove
+from pipeline.scoring.measures import COLUMNS
 
 ROOT = Path(__file__).parents[2]
 PLOTS = 9  # label balance, token lengths, training, memory, three confusion matrices, reliability, risk-coverage

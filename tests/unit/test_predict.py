@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.predict import Params, journal
-from pipeline.records import CHECKPOINTS
+from pipeline.core.records import CHECKPOINTS
+from pipeline.scoring.predict import Params, journal
 
 PARAMS = Params(protocols=["chat"], n_ctx=64, max_new_tokens=1)
 ROWS: list[list[Any]] = [

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from pipeline.format import example, other_protocols
-from pipeline.prompt import LABELS, PROTOCOLS, as_data, completion, prompt
-from pipeline.scoring import surface_forms
+from pipeline.scoring.protocols import LABELS, PROTOCOLS, as_data, completion, prompt
+from pipeline.scoring.scorer import surface_forms
+from pipeline.stages.format import example, other_protocols
 
 SYSTEM = "You are a medical expert."
 ANSWERS = {
@@ -74,7 +74,7 @@ def asked(record: dict[str, object]) -> dict[str, object]:
 
 
 # A digest of what each version of each protocol asks. A changed prompt makes a new version: raise it in
-# pipeline/prompt.py and add its line here; never change a line, since published numbers were measured under it.
+# pipeline/scoring/protocols.py and add its line here; never change a line: published numbers were measured under it.
 DIGESTS = {
     ("chat", 1): "f37d78e4ad4e2e73",
     ("lm_eval", 1): "72ca7b3630af4185",

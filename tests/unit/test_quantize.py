@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline.gguf import BITS, build
-from pipeline.quantize import Params, metadata
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.models.gguf import BITS, build
+from pipeline.stages.quantize import Params, metadata
 
 HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct"}
 PUBMEDQA = {"name": "PubMedQA PQA-L", "dataset": "qiaojin/PubMedQA"}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.records import read_examples, read_json, read_jsonl, sha256, write_csv, write_json, write_jsonl
-from pipeline.stage import Fail
+from pipeline.core.records import read_examples, read_json, read_jsonl, sha256, write_csv, write_json, write_jsonl
+from pipeline.core.stage import Fail
 
 SECRET = "Does secretin help?"
 

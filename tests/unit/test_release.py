@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.embedded.tokenizer import CHAT_TEMPLATE
-from pipeline.header import SYSTEM_PROMPT
-from pipeline.prompt import user
-from pipeline.release import NO_RELEASE, NOTICE, OLLAMA_TEMPLATE, SIMULATED, Facts, has_llama_3_turns, modelfile
+from pipeline.models.gguf_header import SYSTEM_PROMPT
+from pipeline.reporting.release import (
+    NO_RELEASE,
+    NOTICE,
+    OLLAMA_TEMPLATE,
+    SIMULATED,
+    Facts,
+    has_llama_3_turns,
+    modelfile,
+)
+from pipeline.scoring.protocols import user
+from pipeline.simulated.tokenizer import CHAT_TEMPLATE
 from tests.tables import DATA, WEIGHTS, make_report, write_gguf, write_inputs
 
 HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revision": "a" * 40, "files": [WEIGHTS]}

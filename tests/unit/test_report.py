@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import report, summary
-from pipeline.stage import Fail
+from pipeline.commands import summary
+from pipeline.core.stage import Fail
+from pipeline.stages import report
 from tests.tables import OUTPUTS, make_report, write_inputs
 
 
@@ -77,8 +78,8 @@ def test_a_refusal_leaves_the_outputs_as_they_were(project: Path) -> None:
 
 
 def test_the_stage_runs_without_torch_and_without_importing_a_drawing_library_early(project: Path) -> None:
-    code = "import sys, pipeline.report as r; assert not {'torch', 'vl_convert', 'sklearn'} & set(sys.modules)"
-    root = Path(report.__file__).parents[1]
+    code = "import sys, pipeline.stages.report as r; assert not {'torch', 'vl_convert', 'sklearn'} & set(sys.modules)"
+    root = Path(report.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(root)})
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.measures import UNPARSABLE
-from pipeline.scoring import Scorer, log_sum_exp, parse_decision, surface_forms
-from pipeline.stage import Fail
+from pipeline.core.stage import Fail
+from pipeline.scoring.measures import UNPARSABLE
+from pipeline.scoring.scorer import Scorer, log_sum_exp, parse_decision, surface_forms
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from pydantic import Field
 
 import pipeline
-from pipeline.stage import Fail, Section, run, scratch, writing
+from pipeline.core.stage import Fail, Section, run, scratch, writing
 from tests.conftest import ROOT
 
 
@@ -195,7 +195,7 @@ def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, error:
 STAGE = """
 import time
 from pathlib import Path
-from pipeline import stage
+from pipeline.core import stage
 
 def main(seconds: float):
     Path("started").touch()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.stage import Fail
-from pipeline.train import Params, check_lengths, check_losses, throughput
+from pipeline.core.stage import Fail
+from pipeline.stages.train import Params, check_lengths, check_losses, throughput
 from tests.conftest import ROOT, yaml
 
 VALUES: dict[str, Any] = yaml.load((ROOT / "profiles" / "micro.yaml").read_text())["train"]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipeline.base import load_params
-from pipeline.stage import Fail
-from pipeline.weights import copy_configuration, describe, load_directory, read_manifest, verify
+from pipeline.core.stage import Fail
+from pipeline.models.weights import copy_configuration, describe, load_directory, read_manifest, verify
+from pipeline.stages.base import load_params
 from tests.conftest import ROOT, lends, run_command, tried
 from tests.hub import COMMIT, Answer, Server, serve
 
@@ -35,12 +35,12 @@ MODEL = {
     "modeling.py": b"raise SystemExit('remote code')",
 }
 FILES = [{"name": name, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in SHARDS.items()]
-BASE = "python3 -m pipeline.base models/base metrics/base.json metrics/base_resources.json"
+BASE = "python3 -m pipeline.stages.base models/base metrics/base.json metrics/base_resources.json"
 LOAD = """
 from pathlib import Path
-from pipeline.records import read_json
-from pipeline.stage import run
-from pipeline.weights import load_directory
+from pipeline.core.records import read_json
+from pipeline.core.stage import run
+from pipeline.models.weights import load_directory
 
 def main():
     print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))

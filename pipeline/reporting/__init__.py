@@ -1,0 +1,1 @@
+"""What is made of predictions: comparisons, pictures, the release."""

@@ -1,0 +1,1 @@
+"""How a model is asked, and the measures of its answers."""

@@ -1,0 +1,238 @@
+"""A GGUF and a prompt -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp's kernels.
+
+One llama_decode scores a question: the prompt's tokens belong to every sequence of a unified cache, and each form of
+a label follows under a sequence of its own. A form of one token costs nothing beyond the prompt.
+"""
+
+import ctypes
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.core.records import Message
+from pipeline.core.stage import Fail
+from pipeline.models.gguf_header import read_metadata
+from pipeline.scoring.measures import UNPARSABLE
+from pipeline.scoring.protocols import LABELS
+
+N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and told in the metrics
+MAX_FORMS = 6  # of all labels together
+MAX_TAILS = 64  # tokens of all forms after their first
+
+Choices = dict[str, list[list[int]]]  # label -> the token ids of each of its forms
+
+
+def surface_forms(label: str) -> list[str]:
+    """The ways a model may begin its answer with a label."""
+    return [label, label.capitalize()]
+
+
+def parse_decision(text: str, finished: bool) -> str | None:
+    """The label that an answer begins with as a whole word; None if there is none, or not yet a whole word.
+
+    A hyphen goes on with a word: 'No-one' is not 'no'.
+    """
+    end = r"(?![\w-])" if finished else r"(?=[^\w-])"
+    found = re.match(rf"\W*({'|'.join(LABELS)}){end}", text, re.IGNORECASE)
+    return found[1].lower() if found else None
+
+
+def number(name: str, otherwise: int) -> int:
+    """The whole number in an environment variable; raises `Fail` if it is none."""
+    value = os.environ.get(name, str(otherwise))
+    if not value.isascii() or not value.isdecimal():
+        raise Fail(f"{name} in the environment is no whole number; set it to one, or unset it")
+    return int(value)
+
+
+def log_sum_exp(values: list[float]) -> float:
+    """log(sum(exp(v))), without overflow."""
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+class Scorer:
+    """A loaded GGUF. Use it as a context manager: it holds native memory.
+
+    N_GPU_LAYERS and N_THREADS in the environment say where it runs; they are no parameters, as they change no decision.
+    """
+
+    def __init__(self, gguf: Path, n_ctx: int) -> None:
+        import llama_cpp
+        from llama_cpp._logger import set_verbose
+
+        set_verbose(False)
+        self.lib: Any = llama_cpp
+        self.n_ctx = n_ctx
+        self.model: Any = None
+        self.context: Any = None
+        read_metadata(gguf)  # refuses what is no whole GGUF before native code reads it
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = number("N_GPU_LAYERS", 999)
+        self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
+        if not self.model:
+            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it was altered, or there is no memory; run `dvc repro`")
+        self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.forms: Choices = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
+        self.template = self.chat_template(gguf)
+        self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
+        if not self.context:
+            raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; lower evaluate.n_ctx")
+
+    def context_params(self) -> Any:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.n_ctx
+        params.n_ubatch = N_UBATCH
+        params.n_seq_max = 1 + MAX_FORMS
+        params.kv_unified = True
+        # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
+        params.n_outputs_max = 1 + MAX_TAILS
+        params.flash_attn_type = 0
+        params.n_threads = params.n_threads_batch = number("N_THREADS", len(os.sched_getaffinity(0)))
+        return params
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.context:
+            self.lib.llama_free(self.context)
+        if self.model:
+            self.lib.llama_model_free(self.model)
+
+    def chat_template(self, gguf: Path) -> Any:
+        from jinja2 import TemplateError
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self.lib.llama_model_chat_template(self.model, None)
+        if not template:
+            raise Fail(f"{gguf} holds no chat template; run `dvc repro` on an instruct model")
+        bos, eos = (
+            self.piece(token(self.vocab)).decode(errors="replace")
+            for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
+        )
+        try:
+            formatter = Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
+            formatter(messages=[{"role": "user", "content": ""}])
+        except (TemplateError, TypeError) as error:
+            raise Fail(f"{gguf}: its chat template does not work ({error}); run `dvc repro`") from None
+        return formatter
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids of `text`, special tokens parsed; with `add_special`, BOS where the vocabulary asks for it."""
+        data = text.encode()
+        tokens = (self.lib.llama_token * (len(data) + 2))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), add_special, True)
+        return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; a special token's name."""
+        buffer = ctypes.create_string_buffer(256)
+        length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[:length]
+
+    def chat(self, messages: list[Message]) -> tuple[list[int], Choices]:
+        """Token ids of the messages in the GGUF's own chat template, up to where the assistant begins; the labels'."""
+        return self.tokenize(self.template(messages=messages).prompt), self.forms
+
+    def plain(self, text: str) -> tuple[list[int], Choices]:
+        """Token ids of a plain text, and of ' yes', ' no' and ' maybe' after it.
+
+        As lm-evaluation-harness has it (lm_eval/api/model.py, `_encode_pair`): text and choice are encoded together,
+        BOS as the tokenizer would have it, and what is longer than the text alone is the choice.
+        """
+        tokens = self.tokenize(text, add_special=True)
+        return tokens, {label: [self.tokenize(f"{text} {label}", add_special=True)[len(tokens) :]] for label in LABELS}
+
+    def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
+        """Feed `tokens` from position `start`; each tail's tokens but the last follow under a sequence of their own."""
+        extra = sum(len(tail) - 1 for tail in tails)
+        batch = self.lib.llama_batch_init(len(tokens) + extra, 0, 1 + len(tails))
+        try:
+            index = 0
+
+            def add(token: int, position: int, sequences: range, logits: bool) -> None:
+                nonlocal index
+                batch.token[index], batch.pos[index], batch.logits[index] = token, position, logits
+                batch.n_seq_id[index] = len(sequences)
+                for i, sequence in enumerate(sequences):
+                    batch.seq_id[index][i] = sequence
+                index += 1
+
+            for i, token in enumerate(tokens):
+                add(token, start + i, range(1 + len(tails)), i == len(tokens) - 1)
+            for sequence, tail in enumerate(tails, 1):
+                for i, token in enumerate(tail[:-1]):
+                    add(token, start + len(tokens) + i, range(sequence, sequence + 1), True)
+            batch.n_tokens = index
+            if status := self.lib.llama_decode(self.context, batch):
+                raise Fail(
+                    f"llama.cpp could not evaluate {index} tokens (llama_decode returned {status}); "
+                    "set N_GPU_LAYERS lower, or free memory"
+                )
+        finally:
+            self.lib.llama_batch_free(batch)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise `Fail` unless the context holds so many tokens."""
+        if tokens > self.n_ctx:
+            raise Fail(
+                f"prompt and answer take {tokens} tokens: raise params.yaml's evaluate.n_ctx (for reference: "
+                f"reference.n_ctx) from {self.n_ctx}"
+            )
+
+    def log_probabilities(self, index: int) -> Any:
+        """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""
+        import numpy as np
+
+        pointer = self.lib.llama_get_logits_ith(self.context, index)
+        logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise Fail(
+                "the model's logits are not finite; train with a lower train.learning_rate, or run `dvc checkout`"
+            )
+        shifted = logits - logits.max()
+        return shifted - np.log(np.exp(shifted).sum())
+
+    def score(self, tokens: list[int], choices: Choices) -> tuple[dict[str, float], Any]:
+        """Log-probability of each label right after `tokens`, summed over its forms.
+
+        Returns it with the next token's log-probabilities, for `greedy`.
+        """
+        # A form of one token is read off the prompt's last logits; only longer ones need a sequence.
+        tails = [form for forms in choices.values() for form in forms if len(form) > 1]
+        self.check_room(len(tokens) + sum(len(tail) - 1 for tail in tails))
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+        self.decode(tokens, tails, 0)
+        first = self.log_probabilities(len(tokens) - 1)
+        index = len(tokens)
+        scores: dict[str, float] = {}
+        for label, forms in choices.items():
+            totals: list[float] = []
+            for form in forms:
+                total = float(first[form[0]])
+                for token in form[1:]:
+                    total += float(self.log_probabilities(index)[token])
+                    index += 1
+                totals.append(total)
+            scores[label] = log_sum_exp(totals)
+        return scores, first
+
+    def greedy(self, first: Any, position: int, max_new_tokens: int) -> str:
+        """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""
+        self.check_room(position + max_new_tokens - 1)
+        text, log_probabilities = b"", first
+        for count in range(1, max_new_tokens + 1):
+            token = int(log_probabilities.argmax())
+            if self.lib.llama_vocab_is_eog(self.vocab, token):
+                break
+            text += self.piece(token)
+            if decision := parse_decision(text.decode(errors="replace"), finished=False):
+                return decision
+            if count < max_new_tokens:
+                self.decode([token], [], position + count - 1)
+                log_probabilities = self.log_probabilities(0)
+        return parse_decision(text.decode(errors="replace"), finished=True) or UNPARSABLE
