@@ -52,7 +52,8 @@ if [ -z "$python" ]; then
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "$python lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv), then run this again"
+    fail "$python lacks the venv module; install it (Debian, Ubuntu: apt install" \
+        "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')), then run this again"
 
 compiles() { # language, header, candidates...: succeeds if one of the candidates compiles a line
     local language=$1 header=$2 candidate
@@ -176,10 +177,11 @@ chosen_by_torch = ("cuda-", "nvidia-", "triton")
 print(*(f"{name}=={pins[name]}" for name in sorted(pins) if not name.startswith(chosen_by_torch)), sep="\n")
 ' >>constraints.txt
 fi
-"$venv/bin/python" -m pipeline.commands.plots --frame-only
+"$venv/bin/python" -m pipeline plots --frame-only
 if [ -n "${GPU:-}" ]; then
     "$venv/bin/python" -c 'import torch; torch.ones(1, device="cuda") + 1' 2>>"$log" ||
         fail "torch cannot use $name (driver $driver): the end of .venv/setup.log says why"
 fi
-touch "$venv/ready"
+# Which set of versions this is: a stage refuses to run with others.
+echo "constraints${GPU:+-gpu}.txt" >"$venv/ready"
 say "done"

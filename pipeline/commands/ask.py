@@ -1,31 +1,34 @@
-"""Ask: a question and its abstract -> the decision with its probabilities, and the conclusion, from the GGUF alone.
+"""A question and its abstract -> the decision with its probabilities, and the conclusion, from the GGUF alone.
 
-The prompt, the chat template and the scorer are those of `evaluate`, the system prompt is the one in the GGUF: a test
-question gets here the very probabilities that the metrics were computed from. Nothing is stored, and nothing is sent.
+The prompt, the chat template and the scorer are those of `evaluate`, and the system prompt is the one in the GGUF, so a
+test question gets the probabilities that the metrics were computed from. Nothing is stored, and nothing is sent.
 """
 
 import codecs
 import csv
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from pipeline.core.records import is_text, read_object
-from pipeline.core.stage import Fail, run
+from pipeline.core.errors import Fail
+from pipeline.core.files import read_text, sha256
+from pipeline.core.json_files import read_json_object
+from pipeline.core.labels import Label
+from pipeline.models.chat import as_data
 from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
-from pipeline.scoring.protocols import as_data, chat
-from pipeline.scoring.scorer import Scorer, log_sum_exp
+from pipeline.scoring.protocols import PROTOCOLS, messages
+from pipeline.scoring.scorer import Choices, Scorer
 
 GGUF = Path("models/medical-reasoner.gguf")
 METRICS = Path("metrics")
-N_CTX = 4096  # tokens, if the model knows so many; of an 8-billion-parameter Llama 3 they take half a gigabyte
+N_CTX = 4096  # tokens, if the model supports as many; half a gigabyte for an 8-billion-parameter Llama 3
 MAX_NEW_TOKENS = 256  # of the answer: the longest in PubMedQA has 161 of Llama 3's
-SURE = 2 / 3  # the decision's share of the labels' probability: below it, its odds are worse than two to one
-ON_TOPIC = 1 / 2  # the labels' probability together: below it, the model would rather begin with something else
+SURE = 2 / 3  # of the labels' probability: below it, the odds for the decision are under two to one
+ON_TOPIC = 1 / 2  # of all probability: below it, the model would rather begin with another word than the labels
 
 
 def read_context(path: Path) -> str:
@@ -35,49 +38,41 @@ def read_context(path: Path) -> str:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         text = data.decode("utf-8-sig").replace("\r\n", "\n").strip()
     except UnicodeDecodeError:
-        raise Fail(f"{name} is no UTF-8 text; give the abstract as plain text") from None
+        raise Fail(f"{name} is not UTF-8 text; give the abstract as plain text") from None
     except OSError as error:
         raise Fail(f"{name} cannot be read ({error.strerror}); give the abstract as a text file") from None
     if "\0" in text:
-        raise Fail(f"{name} is no text; give the abstract as plain text")
+        raise Fail(f"{name} is not text; give the abstract as plain text")
     if not text:
-        raise Fail(f"{name} is empty; put the abstract there, or leave --context out")
+        raise Fail(f"{name} is empty; put the abstract there, or leave out --context")
     return text
 
 
-def control_tokens(scorer: Scorer) -> list[str]:
-    """The names of the GGUF's control tokens, such as `<|eot_id|>`."""
-    control = (token for token in range(scorer.n_vocab) if scorer.lib.llama_vocab_is_control(scorer.vocab, token))
-    return [scorer.piece(token).decode() for token in control]
-
-
-def pose(scorer: Scorer, system_prompt: str, question: str, abstract: str | None) -> list[int]:
-    """Token ids of the prompt, in which question and abstract are only data; raises `Fail` if they are too long."""
-    control = control_tokens(scorer)
+def encode(scorer: Scorer, system_prompt: str, question: str, abstract: str | None) -> tuple[list[int], Choices]:
+    """Token ids of the prompt, in which question and abstract are only data, and of the labels; raises `Fail`."""
+    control = scorer.control_tokens()
     question, abstract = as_data(question, control), abstract and as_data(abstract, control)
-    tokens, _ = scorer.chat(chat(system_prompt, question, abstract))
+    tokens, choices = scorer.encode(messages(system_prompt, question, abstract), PROTOCOLS["chat"])
     room = scorer.n_ctx - MAX_NEW_TOKENS
     if len(tokens) > room:
-        raise Fail(
-            f"question and abstract take {len(tokens)} tokens of {room}; give the abstract alone, or a part of it"
-        )
-    return tokens
+        raise Fail(f"question and abstract have {len(tokens)} tokens, at most {room} fit; shorten the abstract")
+    return tokens, choices
 
 
-def shares(scores: dict[str, float]) -> dict[str, float]:
-    """The labels' log-probabilities -> each label's share of their probability, the likeliest first."""
-    total = log_sum_exp(list(scores.values()))
+def shares(scores: dict[Label, float]) -> dict[Label, float]:
+    """The labels' log-probabilities -> each label's share of their probability, the most probable first."""
+    total = np.logaddexp.reduce(list(scores.values()))
     ordered = sorted(scores, key=lambda label: scores[label], reverse=True)
-    return {label: math.exp(scores[label] - total) for label in ordered}
+    return {label: float(np.exp(scores[label] - total)) for label in ordered}
 
 
-def doubts(scores: dict[str, float]) -> list[str]:
-    """Why an answer is not to be relied on: the labels' probability together, or the decision's share, is too low."""
+def doubts(scores: dict[Label, float]) -> list[str]:
+    """Why an answer is unreliable: the labels' probability together, or the decision's share of it, is low."""
     decision, share = next(iter(shares(scores).items()))
-    together = math.exp(log_sum_exp(list(scores.values())))
+    together = float(np.exp(np.logaddexp.reduce(list(scores.values()))))
     found: list[str] = []
     if together < ON_TOPIC:
-        found.append(f"Unsure: yes, no and maybe together have {together:.0%} of what it might have begun with.")
+        found.append(f"Unsure: yes, no and maybe together have {together:.0%} of the probability of the first word.")
     if share < SURE:
         found.append(f"Unsure: the odds for '{decision}' are below two to one.")
     return found
@@ -86,9 +81,9 @@ def doubts(scores: dict[str, float]) -> list[str]:
 def conclusion(scorer: Scorer, decision: str, position: int) -> Iterator[str]:
     """The greedy continuation of an answer that begins with `decision`, piece by piece, after `Scorer.score`.
 
-    `position` is the prompt's length. A terminal's control characters are left out.
+    `position` is the prompt's length in tokens. A terminal's control characters are left out.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a letter can be several tokens
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # one letter can be several tokens
     tokens = scorer.tokenize(f"{decision.capitalize()}.")
     end = position + MAX_NEW_TOKENS
     while position + len(tokens) <= end:
@@ -97,28 +92,34 @@ def conclusion(scorer: Scorer, decision: str, position: int) -> Iterator[str]:
         scorer.decode(tokens, [], position)
         position += len(tokens)
         token = int(scorer.log_probabilities(len(tokens) - 1).argmax())
-        if scorer.lib.llama_vocab_is_control(scorer.vocab, token):  # the end of the turn is one
+        if scorer.is_control(token):  # the end of the turn is one
             break
         tokens = [token]
 
 
-def measured(metrics: Path, abstract: bool, share: float) -> list[str]:
-    """What the project's metrics, as far as they are there, say of an answer as sure as `share`."""
-    if not (metrics / "compare.json").is_file():
+def measured(gguf: Path, abstract: bool, share: float) -> list[str]:
+    """What the metrics say about an answer as sure as `share`, if they are of this file; else nothing."""
+    comparison, curve = METRICS / "compare.json", METRICS / "curves" / "reliability.csv"
+    if not comparison.is_file():
         return []
-    figures = read_object(metrics / "compare.json", "simulated", "questions", "tuned_accuracy")
-    questions = "simulated test questions" if figures["simulated"] else "test questions"
+    figures: Any = read_json_object(comparison)
+    if figures.get("gguf", {}).get("sha256") != sha256(gguf):
+        return []
+    questions = f"{'simulated ' * figures['simulated']}test questions"
+    tuned = figures["tuned"]
     if not abstract:
-        if "tuned_question_only_accuracy" not in figures:
-            return []
-        return [
-            f"Without an abstract it is right on {figures['tuned_question_only_accuracy']:.1%} of "
-            f"{figures['questions']} {questions}, with it on {figures['tuned_accuracy']:.1%}."
-        ]
-    if not (metrics / "reliability.csv").is_file():
+        without = tuned["protocols"].get("question_only")
+        return (
+            []
+            if not without
+            else [
+                f"Without an abstract it is right on {without['accuracy']['value']:.1%} of {figures['questions']} "
+                f"{questions}, with it on {tuned['accuracy']['value']:.1%}."
+            ]
+        )
+    if not curve.is_file():
         return []
-    with (metrics / "reliability.csv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["model"] == "tuned"]
+    rows = [row for row in csv.DictReader(read_text(curve).splitlines()) if row["model"] == "tuned"]
     return [
         f"Of {row['questions']} {questions} answered about as surely, {float(row['accuracy']):.0%} were answered right."
         for row in rows
@@ -134,32 +135,27 @@ def main(
     gguf: Annotated[Path, typer.Option(metavar="FILE", help="The model.")] = GGUF,
 ) -> None:
     """Print the decision with its probabilities, then the conclusion as it is written."""
-    if not is_text(question):
-        raise Fail("the question is no UTF-8 text; give it as plain text")
-    if not (question := question.strip()):
-        raise Fail('the question is empty; put it in quotation marks: python -m pipeline.commands.ask "Does ...?"')
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+    if not question:
+        raise Fail('the question is empty; put it in quotation marks: python -m pipeline ask "Does ...?"')
     abstract = read_context(context) if context else None
     about = read_metadata(gguf)
     if SYSTEM_PROMPT not in about:
-        raise Fail(f"{gguf} does not say which system prompt it was trained with; make it with `dvc repro`")
-    with Scorer(gguf, min(N_CTX, about[f"{about['general.architecture']}.context_length"])) as scorer:
-        tokens = pose(scorer, about[SYSTEM_PROMPT], question, abstract)
-        scores, _ = scorer.score(tokens, scorer.forms)
+        raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
+    n_ctx = min(N_CTX, about[f"{about['general.architecture']}.context_length"])
+    with Scorer(gguf, n_ctx, "close other programs, or set N_GPU_LAYERS=0 to use main memory") as scorer:
+        tokens, choices = encode(scorer, about[SYSTEM_PROMPT], question, abstract)
+        scores, _ = scorer.score(tokens, choices)
         found = shares(scores)
         decision = next(iter(found))
         typer.echo("   ".join(f"{label} {share:.1%}" for label, share in found.items()))
         notes = doubts(scores)
         if not abstract:
             notes.append("No abstract was given, so this is an answer from memory: give it with --context FILE.")
-        if gguf == GGUF:  # of another file, they say nothing
-            notes += measured(METRICS, bool(abstract), found[decision])
+        notes += measured(gguf, bool(abstract), found[decision])
         for note in [*notes, "Only the decision was measured, never the conclusion. Not for clinical use."]:
             typer.echo(note)
         typer.echo()
         for text in conclusion(scorer, decision, len(tokens)):
             typer.echo(text, nl=False)
         typer.echo()
-
-
-if __name__ == "__main__":
-    run(main)

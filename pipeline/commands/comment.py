@@ -1,59 +1,72 @@
-"""Comment: what a branch does to the results, as Markdown for its pull request, from what git holds.
+"""Comment: what a branch does to the results, as Markdown for its pull request, from what is in git."""
 
-Parameters and metrics as `dvc params diff` and `dvc metrics diff` tell them, the figures that count with their paired
-intervals, the gate's verdict, and pictures.
-"""
-
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import typer
 
-from pipeline.commands.gate import commit_of, figures_at, judge
-from pipeline.core.records import read_json
-from pipeline.core.stage import Fail, run
-
-MARK = "<!-- medical-reasoner: report -->"  # the workflow finds the comment to update by its first line
-
-NOTE = (
-    "All pull requests are measured on the same test questions, so these figures guard against getting worse; to "
-    "choose among changes, compare them on validation questions."
-)
-
-# Title, file, key, and how a figure of it is written.
-ROWS = [
-    ("accuracy", "compare", "tuned_accuracy", "{:.1%}"),
-    ("macro-F1", "compare", "tuned_macro_f1", "{:.1%}"),
-    ("recall of 'maybe'", "compare", "tuned_recall_maybe", "{:.1%}"),
-    ("calibration error", "compare", "tuned_calibration_error", "{:.1%}"),
-    ("accuracy of the untuned base", "compare", "base_accuracy", "{:.1%}"),
-    ("training loss at the end", "train", "last_loss", "{:.4f}"),
-    ("validation loss", "train", "validation_loss", "{:.4f}"),
-    ("training: VRAM reserved at most, MiB", "train_resources", "peak_vram_reserved_mib", "{:,.0f}"),
-    ("training: memory at most, MiB", "train_resources", "peak_rss_mib", "{:,.0f}"),
-    ("size of the GGUF, bytes", "compare", "gguf_bytes", "{:,.0f}"),
-]
-INTERVALS = {"tuned_accuracy": "accuracy", "tuned_macro_f1": "macro_f1"}  # what `difference` has an interval of
+from pipeline.commands.gate import Judgement, at, commit_of, judge
+from pipeline.core.errors import Fail
+from pipeline.reporting import comparison as words
+from pipeline.reporting.pages import render
+from pipeline.scoring.measures import Interval
 
 
-def figures_table(revision: str, commit: str, found: dict[str, float] | None) -> str:
-    """Markdown of ROWS: at the commit, here, and the paired difference where there is one."""
-    lines = [f"| | {revision} | here | difference, points |", "| --- | --: | --: | --: |"]
-    for title, name, key, form in ROWS:
-        path = Path(f"metrics/{name}.json")
-        values = [figures.get(key) for figures in (figures_at(commit, path), read_json(path))]
-        cells = ["" if value is None else form.format(value) for value in values]
-        measure, change = INTERVALS.get(key), ""
-        if measure and found:
-            value, low, high = (100 * found[f"{measure}{end}"] for end in ("", "_low", "_high"))
-            change = f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
-        lines.append(f"| {' | '.join([title, *cells, change])} |")
-    return "\n".join(lines)
+class Row(NamedTuple):
+    """A row of a table: the figure at the main branch, here, and their difference; None if unknown."""
+
+    title: str
+    main: float | None
+    here: float
+    difference: Interval | None = None
+    form: str = "{:.1%}"
+
+
+def quality(judgement: Judgement) -> list[Row]:
+    """Accuracy, macro-F1 and recalls of the tuned model."""
+    main, here, found = judgement.main, judgement.here, judgement.minus_main
+    new, old = here.tuned, main and main.tuned
+    return [
+        Row("accuracy", old and old.accuracy.value, new.accuracy.value, found and found.accuracy),
+        Row("macro-F1", old and old.macro_f1, new.macro_f1, found and found.macro_f1),
+        Row("recall of yes", old and old.recall.yes, new.recall.yes, found and found.recall.yes),
+        Row("recall of no", old and old.recall.no, new.recall.no, found and found.recall.no),
+        Row("recall of maybe", old and old.recall.maybe, new.recall.maybe, found and found.recall.maybe),
+        Row("calibration error", old and old.calibration_error, new.calibration_error),
+        Row("accuracy of the untuned base", main and main.base.accuracy.value, here.base.accuracy.value),
+    ]
+
+
+def cost(commit: str) -> list[Row]:
+    """Losses, memory, time and size, as far as they were measured here."""
+    rows: list[Row] = []
+    for title, name, key, form in (
+        ("validation loss", "train", "validation_loss", "{:.4f}"),
+        ("training: peak VRAM, MiB", "train_resources", "peak_vram_reserved_mib", "{:,.0f}"),
+        ("training: peak memory, MiB", "train_resources", "peak_rss_mib", "{:,.0f}"),
+        ("training: time, s", "train_resources", "seconds", "{:,.0f}"),
+        ("size of the GGUF, bytes", "compare", "gguf.bytes", "{:,.0f}"),
+    ):
+        path = Path("metrics", f"{name}.json")
+        here, main = (json.loads(text or "{}") for text in (path.read_text(encoding="utf-8"), at(commit, path)))
+        if (value := value_at(here, key)) is not None:
+            rows.append(Row(title, value_at(main, key), value, form=form))
+    return rows
+
+
+def value_at(figures: dict[str, Any], key: str) -> float | None:
+    """The figure under a dotted path of keys; None if it is not there."""
+    value: Any = figures
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
 
 
 def dvc_diff(kind: str, revision: str) -> str:
-    """What `dvc params diff` or `dvc metrics diff` says of here against a revision, as a Markdown table."""
+    """The Markdown table of `dvc params diff` or `dvc metrics diff` against a revision."""
     command = [sys.executable, "-m", "dvc", kind, "diff", "--md", revision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -62,45 +75,18 @@ def dvc_diff(kind: str, revision: str) -> str:
     return "\n".join([header, rule, *sorted(rows)]) if rows else "None."
 
 
-def markdown(revision: str, pictures: str) -> str:
-    """The comment."""
-    judgement, commit = judge(revision), commit_of(revision)
-    note = NOTE
-    if found := judgement.main:
-        note = (
-            f"Against {revision}, {found['gained']} answers became right and {found['lost']} wrong (McNemar's exact p "
-            f"{found['mcnemar_p']:.2g}); {found['changed']} changed in all. {NOTE}"
-        )
-    return f"""{MARK}
-## What this branch does to the results
-
-**Gate:** {judgement.sentence}.
-
-{figures_table(revision, commit, judgement.main)}
-
-{note}
-
-### Parameters that differ
-
-{dvc_diff("params", revision)}
-
-### Pictures
-
-![Training loss]({pictures}/loss.svg)
-![Gold against predicted labels]({pictures}/confusion.svg)
-
-<details><summary>Every metric that differs</summary>
-
-{dvc_diff("metrics", revision)}
-
-</details>
-"""
-
-
 def main(revision: str, pictures: str = "metrics/pictures") -> None:
     """Print the comment on this directory's results against REVISION's; --pictures: where its images are."""
-    typer.echo(markdown(revision, pictures), nl=False)
-
-
-if __name__ == "__main__":
-    run(main)
+    judgement = judge(revision)
+    text = render(
+        "comment.md.j2",
+        words=words,
+        judgement=judgement,
+        revision=revision,
+        quality=quality(judgement),
+        cost=cost(commit_of(revision)),
+        pictures=pictures,
+        params=dvc_diff("params", revision),
+        metrics=dvc_diff("metrics", revision),
+    )
+    typer.echo(text, nl=False)

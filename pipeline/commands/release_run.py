@@ -1,6 +1,6 @@
-"""Remote: the run in dvc.lock -> .dvc/release, a small remote in git, from which a fresh clone pulls with no network.
+"""Release-run: the run in dvc.lock -> .dvc/release, a small remote in git, so that a fresh clone pulls with no network.
 
-Git ignores the folder and this module alone forces files into it, so that a run of many gigabytes never gets there.
+Git ignores the folder and only this command adds files to it, so that a run of many gigabytes never gets there.
 """
 
 import subprocess
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import typer
 
-from pipeline.core.stage import Fail, run, writing
+from pipeline.core.errors import Fail
+from pipeline.core.outputs import writing
 
 FOLDER = Path(".dvc/release")  # the url of the remote `release` in .dvc/config
-LIMIT = 8_000_000  # bytes: every clone takes them along, those of earlier runs too
+LIMIT = 6_500_000  # bytes; every clone has them, and those of earlier runs too
 
 
 def main() -> None:
@@ -20,19 +21,15 @@ def main() -> None:
 
     with writing(FOLDER) as partial, Repo(config={"remote": {"release": {"url": str(partial.absolute())}}}) as repo:
         outs = [out for out in repo.index.outs if out.use_cache]
-        # `dvc push` only warns of what it does not find.
+        # `dvc push` only warns about what it does not find.
         if absent := [str(out) for out in outs if not out.hash_info or out.changed_cache()]:
             raise Fail(f"{absent[0]} of dvc.lock is not in DVC's cache; run `dvc repro`, or on a clone `dvc pull`")
         total = sum(out.meta.size or 0 for out in outs if out.meta)
         if total > LIMIT:
             raise Fail(
-                f"the run in dvc.lock is {total / 1e6:,.1f} MB, and git takes {LIMIT / 1e6:.0f} at most; give it a "
-                "remote of its own: `dvc remote add --default NAME URL`, then `make push`"
+                f"the run in dvc.lock has {total / 1e6:,.1f} MB, more than the limit of {LIMIT / 1e6:.1f} MB; give it "
+                "a remote of its own: `dvc remote add --default NAME URL`, then `make push`"
             )
         repo.push(remote="release")
     subprocess.run(["git", "add", "--force", "--all", str(FOLDER)], check=True)
-    typer.echo(f"{FOLDER} holds the run in dvc.lock, {total / 1e6:.1f} MB, staged for git: commit both together.")
-
-
-if __name__ == "__main__":
-    run(main)
+    typer.echo(f"{FOLDER} has the run in dvc.lock, {total / 1e6:.1f} MB, staged for git: commit both together.")

@@ -1,36 +1,32 @@
-"""Summary: what a run has come to, in a few lines: `make repro` ends with it."""
+"""Summary: the result of the last run in a few lines, with which `make repro` ends."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import typer
 
-from pipeline.core.records import read_json
-from pipeline.core.stage import Fail, run
-from pipeline.reporting.compare import results, verdict
-from pipeline.reporting.release import SIMULATED
+from pipeline.core.errors import Fail
+from pipeline.core.files import read_as
+from pipeline.reporting.comparison import BASE, TUNED, Comparison, note, results, verdict, warnings
 
 COMPARISON = Path("metrics/compare.json")
 GGUF = Path("models/medical-reasoner.gguf")
-# Memory, time and speed are never the same twice.
+# Memory, time and speed differ from run to run.
 RESULTS = ["metrics", ":(exclude)metrics/*_resources.json", ":(exclude)metrics/train_memory.csv"]
-
 NEXT = """Next
   make plots                                  every plot on a page, no network
-  models/release/RUN.md                       LM Studio, Ollama, llama.cpp
-  cp profiles/tiny-pubmedqa.yaml params.yaml  the real questions"""
+  models/release/RUN.md                       LM Studio, Ollama, llama.cpp"""
+REAL_DATA = "\n  cp profiles/tiny-pubmedqa.yaml params.yaml  the real questions"
 
 
 def committed() -> str:
-    """Whether metrics and predictions are those of the last commit, in a sentence or two."""
-    try:
-        git = subprocess.run(["git", "status", "--porcelain", "--", *RESULTS], capture_output=True, check=False)
-    except FileNotFoundError:
-        return "The results were not compared with committed ones: git is not installed."
-    if git.returncode != 0:
-        return "The results were not compared with committed ones: this is no git repository."
+    """Whether metrics and predictions are those of the last commit."""
+    command = ["git", "status", "--porcelain", "--", *RESULTS]
+    git = subprocess.run(command, capture_output=True, check=False) if shutil.which("git") else None
+    if git is None or git.returncode != 0:
+        return "The results were not compared with committed ones: this is not a git repository."
     if not git.stdout:
         return "The results equal the committed ones."
     return (
@@ -39,30 +35,26 @@ def committed() -> str:
     )
 
 
-def summary(figures: dict[str, Any], comparison: str) -> str:
-    """The results as plain text of at most 80 columns; `comparison` is what `committed` says."""
-    questions, interval = f"{figures['questions']} test questions", f"{figures['confidence']:.0%} interval"
+def summary(comparison: Comparison, against_git: str) -> str:
+    """The results as plain text of at most 80 columns; `against_git` is what `committed` says."""
+    questions, interval = f"{comparison.questions} test questions", f"{comparison.confidence:.0%} interval"
     table = [f"{questions:30}{'accuracy':>9}{interval:>18}{'macro-F1':>11}"]
-    for name, share, low, high, f1 in results(figures):
-        interval = f"{low:.1%} to {high:.1%}"
-        table.append(f"{name:30}{share:9.1%}{interval:>18}{f1:11.1%}")
+    for name, row in results(comparison).items():
+        interval = f"{row.accuracy.low:.1%} to {row.accuracy.high:.1%}"
+        table.append(f"{name:30}{row.accuracy.value:9.1%}{interval:>18}{row.macro_f1:11.1%}")
     paragraphs = [
-        "\n".join(table),
-        *([SIMULATED] if figures["simulated"] else []),
-        fill(verdict(figures, "tuned", "base"), 79),
-        fill(f"{GGUF}: {figures['gguf_bytes'] / 1e6:,.1f} MB, ready for LM Studio, Ollama and llama.cpp.", 79),
-        fill(comparison, 79),
-        NEXT,
+        note(comparison),
+        verdict(comparison, comparison.tuned_minus_base, TUNED, BASE),
+        *warnings(comparison),
+        f"{GGUF}: {comparison.gguf.bytes / 1e6:,.1f} MB, ready for LM Studio, Ollama and llama.cpp.",
+        against_git,
     ]
-    return "\n\n".join(paragraphs)
+    end = NEXT + (REAL_DATA if comparison.simulated else "")
+    return "\n\n".join(["\n".join(table), *(fill(paragraph, 79) for paragraph in paragraphs), end])
 
 
 def main() -> None:
     """Print the results of the last run."""
     if not COMPARISON.is_file():
-        raise Fail(f"{COMPARISON} is missing: the pipeline has not run to its end; run `make repro`")
-    typer.echo("\n" + summary(read_json(COMPARISON), committed()))
-
-
-if __name__ == "__main__":
-    run(main)
+        raise Fail(f"{COMPARISON} is missing, the pipeline has not finished; run `make repro`")
+    typer.echo("\n" + summary(read_as(Comparison, COMPARISON), committed()))

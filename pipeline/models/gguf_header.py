@@ -1,55 +1,57 @@
-"""The header of a GGUF -> its metadata, once the file is known to be whole: before native code reads a byte of it.
+"""The metadata of a GGUF, read and checked before native code opens the file.
 
-The format is in ggml's docs/gguf.md. The `gguf` library's reader makes an array of every token's text, which takes ten
-seconds for Llama 3's vocabulary; this one passes over arrays.
+The format is described in ggml's docs/gguf.md. The `gguf` library's reader makes an array of every token's text, which
+takes ten seconds for Llama 3's vocabulary; this one skips arrays.
 """
 
 import mmap
 import struct
+from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.core.stage import Fail
+from pipeline.core.errors import Fail
 
-OWN = "medical-reasoner."  # what our own keys begin with
+OWN = "medical-reasoner."  # prefix of this project's own keys
 SYSTEM_PROMPT = f"{OWN}system_prompt"  # the one that the model was trained with
 LICENCE = "general.license.name"
 LLAMA_3_LICENCE = "Meta Llama 3 Community License"
 
 VERSION = 3
-MOST = 1 << 16  # keys, and tensors: llama.cpp's own files have some dozens and some hundreds
+FALLBACKS = {"IQ4_NL", "Q5_0", "Q5_1", "Q8_0", "F16"}  # llama-quant.cpp
+MAX_ENTRIES = 1 << 16  # keys, and tensors: llama.cpp's files have dozens of keys and hundreds of tensors
 SCALARS = dict(enumerate(["B", "b", "<H", "<h", "<I", "<i", "<f", "?"])) | {10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 ALIGNMENT = "general.alignment"
 
 
 class Cursor:
-    """A place in a file's bytes. Reading past the end raises ValueError, or struct's own error."""
+    """A position in a file's bytes. Reading past the end raises ValueError or struct.error."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
     def scalar(self, form: str) -> Any:
-        """The next number, its type as struct writes it."""
+        """The next number, in struct's notation of types."""
         (value,) = struct.unpack_from(form, self.data, self.at)
         self.at += struct.calcsize(form)
         return value
 
     def skip(self, size: int) -> None:
-        """Go on `size` bytes."""
+        """Skip `size` bytes."""
         if size > len(self.data) - self.at:
-            raise ValueError("it ends too early")
+            raise ValueError("it is truncated")
         self.at += size
 
     def string(self) -> str:
-        """The next text."""
+        """The next string."""
         start = self.at + 8
         self.skip(8 + struct.unpack_from("<Q", self.data, self.at)[0])
         return self.data[start : self.at].decode()
 
     def value(self, kind: int) -> Any:
-        """The next value of a kind; of an array None, as it is only passed over."""
+        """The next value of a kind; None for an array, which is skipped."""
         if kind in SCALARS:
             return self.scalar(SCALARS[kind])
         if kind == STRING:
@@ -72,15 +74,34 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def parse(cursor: Cursor) -> dict[str, Any]:
-    """Key -> value, without the arrays; raises ValueError or struct.error unless all tensors are there."""
-    from gguf import GGML_QUANT_SIZES
+class Header(NamedTuple):
+    """What a GGUF says about itself."""
+
+    metadata: dict[str, Any]  # key -> value, without the arrays
+    types: dict[str, int]  # quantization type of the matrices, such as Q4_K -> their number
+
+    @property
+    def file_type(self) -> str:
+        """llama.cpp's name of the file's type, such as Q4_K_M."""
+        from gguf import LlamaFileType
+
+        return LlamaFileType(self.metadata["general.file_type"]).name.removeprefix("MOSTLY_")
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """The types that llama.cpp used in place of K-quants, whose rows must be a multiple of 256."""
+        return {name: count for name, count in self.types.items() if name in FALLBACKS and "_K" in self.file_type}
+
+
+def parse(cursor: Cursor) -> Header:
+    """The header; raises ValueError or struct.error unless all tensors are there."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if cursor.data[:4] != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     cursor.skip(4)
     version, tensors, keys = cursor.scalar("<I"), cursor.scalar("<Q"), cursor.scalar("<Q")
-    if version != VERSION or tensors > MOST or keys > MOST:
+    if version != VERSION or tensors > MAX_ENTRIES or keys > MAX_ENTRIES:
         raise ValueError(f"version {version}, {tensors} tensors and {keys} keys")
     found: dict[str, Any] = {}
     for _ in range(keys):
@@ -92,6 +113,7 @@ def parse(cursor: Cursor) -> dict[str, Any]:
     if alignment not in (8, 16, 32, 64, 128):
         raise ValueError(f"its alignment is {alignment}")
     end = 0
+    types: Counter[str] = Counter()
     for number in range(tensors):
         cursor.string()
         dimensions = cursor.scalar("<I")
@@ -104,21 +126,27 @@ def parse(cursor: Cursor) -> dict[str, Any]:
         block, size = GGML_QUANT_SIZES[kind]  # pyright: ignore[reportArgumentType]  # an IntEnum's member is its number
         if shape[0] % block:
             raise ValueError(f"tensor {number} has rows of {shape[0]}")
+        types[GGMLQuantizationType(kind).name] += dimensions > 1
         end += padded(prod(shape) // block * size, alignment)
     if tensors:
         cursor.skip(padded(cursor.at, alignment) - cursor.at + end)
-    return found
+    return Header(found, {name: types[name] for name in sorted(types) if types[name]})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Key -> value of a GGUF's metadata, without its arrays; raises `Fail` if the file is no whole GGUF."""
-    again = f"run `dvc pull`, `dvc checkout {path}` or `dvc repro`"
+    """Key -> value of a GGUF's metadata, without its arrays; raises `Fail` if the file is not a complete GGUF."""
+    return read_header(path).metadata
+
+
+def read_header(path: Path) -> Header:
+    """Metadata and types of a GGUF; raises `Fail` if the file is not complete."""
+    remedy = f"run `dvc pull`, `dvc checkout {path}` or `dvc repro`"
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return parse(Cursor(data))
     except FileNotFoundError:
-        raise Fail(f"{path} is missing; {again}") from None
+        raise Fail(f"{path} is missing; {remedy}") from None
     except OSError as error:
-        raise Fail(f"{path} cannot be read ({error.strerror}); {again}") from None
+        raise Fail(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, struct.error) as error:
-        raise Fail(f"{path} is no whole GGUF file ({error}); {again}") from None
+        raise Fail(f"{path} is not a complete GGUF file ({error}); {remedy}") from None

@@ -1,268 +1,232 @@
-"""What tables of predictions say about models, and about one model against another on the same questions.
+"""Predictions -> one model's calibration, and the difference of two models on the same questions.
 
-The questions are a sample, and all models answer the same ones, so a comparison is paired (Miller 2024, 'Adding Error
-Bars to Evals', https://arxiv.org/abs/2411.00640). A label's probability is its share of the probability of the three.
+The questions are a sample and all models answer the same ones, so every comparison is paired (Miller 2024, 'Adding
+Error Bars to Evals', https://arxiv.org/abs/2411.00640). Probabilities here are those of yes, no and maybe renormalised
+to sum to 1.
 """
 
-import math
-from collections.abc import Sequence
-from statistics import NormalDist
-from typing import Annotated, NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from pydantic import Field
 
-from pipeline.core.stage import Fail, Section
-from pipeline.scoring.measures import (
-    Floats,
-    Prediction,
-    Predictions,
-    accuracy,
-    cells,
-    macro_f1,
-    score,
-    wilson,
-)
-from pipeline.scoring.protocols import LABELS
+from pipeline.core.errors import Fail
+from pipeline.core.labels import LABELS
+from pipeline.reporting.comparison import Base, Comparison, Decisions, Difference, Model, Quantization, Slice, Subject
+from pipeline.scoring import measures
+from pipeline.scoring.measures import ByLabel, Counts, Floats, Interval, cells, score
+from pipeline.scoring.predictions import Prediction, Predictions
+from pipeline.scoring.protocols import PROTOCOLS
+from pipeline.sections.evaluate import ProtocolName
+from pipeline.sections.report import Report
 
-NAMES = {
-    "tuned": "tuned model",
-    "merged": "tuned model at 16 bits",
-    "base": "untuned base",
-    "tfidf": "TF-IDF + logistic regression",
-    "majority": "majority label",
-}
-TEXT_BASELINES = ("tfidf", "majority")
-MEASURES = ("accuracy", "macro_f1")
-HEADLINES = ("chat", "lm_eval")  # the base is credited with the better of the two: it was trained for neither
-POWER = 0.8  # the chance to find a difference that is there, when telling how many questions it would take
-ROUND = 6  # decimals of a figure
-
-
-class Params(Section):
-    bootstrap_samples: Annotated[int, Field(ge=1000, le=1_000_000)]
-    seed: int
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    bins: Annotated[int, Field(ge=2, le=50)]  # of the reliability diagram and of the expected calibration error
-
-
-# One model: are its probabilities worth believing?
+POWER = 0.8
+LARGEST = 1_000_000  # the largest sample that `questions_needed` considers
 
 
 def log_shares(rows: list[Prediction]) -> Floats:
-    """Logarithms of the labels' probabilities, shape (questions, 3), in the order of LABELS."""
+    """Logarithms of the labels' renormalised probabilities, shape (questions, 3), in the order of LABELS."""
     values = np.array([row.log_probabilities for row in rows])
     return values - np.logaddexp.reduce(values, axis=1, keepdims=True)
 
 
-def probabilities(rows: list[Prediction]) -> Floats:
-    """Probabilities of the labels, shape (questions, 3), in the order of LABELS, each line's sum 1."""
-    return np.exp(log_shares(rows))
+def confidence_and_right(rows: list[Prediction]) -> tuple[Floats, Floats]:
+    """Probability of the predicted label, and 1 where it is the gold label or else 0; both of shape (questions,)."""
+    right = np.array([row.prediction == row.label for row in rows], dtype=float)
+    return np.exp(log_shares(rows)).max(axis=1), right
 
 
-def of_gold(rows: list[Prediction]) -> Floats:
-    """The probability that each question's right label got, shape (questions,)."""
-    return probabilities(rows)[np.arange(len(rows)), [LABELS.index(row.label) for row in rows]]
+def probability_of_gold(rows: list[Prediction]) -> Floats:
+    """The gold label's renormalised probability, shape (questions,)."""
+    return np.exp(log_shares(rows))[np.arange(len(rows)), [LABELS.index(row.label) for row in rows]]
 
 
 def brier(rows: list[Prediction]) -> float:
-    """Brier's score (1950): mean over questions of the summed squared error of the three probabilities; 0 to 2."""
+    """Brier score (1950): mean over questions of the summed squared error of the three probabilities, 0 to 2."""
     gold = np.array([[label == row.label for label in LABELS] for row in rows])
-    return float(((probabilities(rows) - gold) ** 2).sum(axis=1).mean())
+    return float(((np.exp(log_shares(rows)) - gold) ** 2).sum(axis=1).mean())
 
 
 class Bin(NamedTuple):
-    """Questions whose decision is equally sure: how sure on average, and how often it is right."""
+    """Questions whose predicted labels have probabilities from `low` to `high`."""
 
     low: float
     high: float
     questions: int
-    confidence: float
+    confidence: float  # mean probability of the predicted label
     accuracy: float
 
 
 def reliability(rows: list[Prediction], bins: int) -> list[Bin]:
-    """Questions by the probability of their decision, in bins of equal width from 0 to 1; without the empty ones."""
-    sure = probabilities(rows).max(axis=1)
-    right = np.array([row.prediction == row.label for row in rows])
-    place = np.minimum((sure * bins).astype(int), bins - 1)
-    found: list[Bin] = []
-    for number in range(bins):
-        if (inside := place == number).any():
-            shares = float(sure[inside].mean()), float(right[inside].mean())
-            found.append(Bin(number / bins, (number + 1) / bins, int(inside.sum()), *shares))
-    return found
+    """The non-empty ones of `bins` bins of equal width from 0 to 1."""
+    confidence, right = confidence_and_right(rows)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    return [
+        Bin(n / bins, (n + 1) / bins, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean()))
+        for n in range(bins)
+        if (inside := place == n).any()
+    ]
 
 
-def expected_calibration_error(rows: list[Prediction], bins: int) -> float:
-    """Mean distance between how sure and how often right, over bins (Guo et al. 2017, arXiv:1706.04599); 0 to 1."""
+def calibration_error(rows: list[Prediction], bins: int) -> float:
+    """Expected calibration error, 0 to 1 (Guo et al. 2017, https://arxiv.org/abs/1706.04599)."""
     return sum(b.questions * abs(b.confidence - b.accuracy) for b in reliability(rows, bins)) / len(rows)
 
 
 def risk_coverage(rows: list[Prediction]) -> list[tuple[float, float]]:
-    """(share of questions answered, share of those that are wrong), the surest answered first, a point a question.
+    """(coverage, risk) after each question, the most confident first.
 
-    Selective prediction (Geifman & El-Yaniv 2017, arXiv:1705.08500): what abstaining from the rest buys. Questions that
-    are equally sure are answered together, so that the curve does not depend on their order.
+    Selective prediction (Geifman & El-Yaniv 2017, https://arxiv.org/abs/1705.08500): the share of questions that are
+    answered, and the share of these that is wrong. Ties share their risk, so that order does not matter.
     """
-    sure = probabilities(rows).max(axis=1)
-    wrong = np.array([row.prediction != row.label for row in rows], dtype=float)
-    _, group = np.unique(-sure, return_inverse=True)
-    shared = (np.bincount(group, wrong) / np.bincount(group))[group]
-    risk = np.cumsum(shared[np.argsort(group, kind="stable")]) / np.arange(1, len(rows) + 1)
-    return [((number + 1) / len(rows), float(value)) for number, value in enumerate(risk)]
+    confidence, right = confidence_and_right(rows)
+    _, group = np.unique(-confidence, return_inverse=True)
+    shared = (np.bincount(group, 1 - right) / np.bincount(group))[np.sort(group)]
+    answered = np.arange(1, len(rows) + 1)
+    return list(zip((answered / len(rows)).tolist(), (np.cumsum(shared) / answered).tolist(), strict=True))
 
 
-def believable(rows: list[Prediction], bins: int) -> dict[str, float]:
-    """Brier's score, expected calibration error, and the area under the risk-coverage curve (its mean risk)."""
+def decisions(rows: list[Prediction], confidence: float) -> Decisions:
+    """Accuracy, macro-F1, recalls and label mass of the rows."""
+    scores = score(rows, confidence)
+    return Decisions(**{name: getattr(scores, name) for name in Decisions.model_fields})
+
+
+def measured(tables: Predictions, headline: ProtocolName, params: Report) -> Model:
+    """A model's figures under the protocol `headline`, and its decisions under the others."""
+    rows, written = tables[headline], score(tables["chat"], params.confidence).written
+    return Model(
+        **dict(decisions(rows, params.confidence)),
+        brier=brier(rows),
+        calibration_error=calibration_error(rows, params.bins),
+        risk_coverage_area=float(np.mean([risk for _, risk in risk_coverage(rows)])),
+        unparsable=written.unparsable if written else None,
+        protocols={name: decisions(rows, params.confidence) for name, rows in tables.items() if name != headline},
+    )
+
+
+def slices(rows: list[Prediction], groups: Mapping[str, str], confidence: float) -> dict[str, Slice]:
+    """Accuracy in each group of questions; `groups` maps a PMID to its group's name."""
+    inside = {group: [row for row in rows if groups[row.pmid] == group] for group in dict.fromkeys(groups.values())}
     return {
-        "brier": brier(rows),
-        "calibration_error": expected_calibration_error(rows, bins),
-        "risk_coverage_area": float(np.mean([risk for _, risk in risk_coverage(rows)])),
+        group: Slice(questions=len(some), accuracy=score(some, confidence).accuracy) for group, some in inside.items()
     }
 
 
-# Two models, the same questions
-
-
-def check_same_questions(names: Sequence[str], first: list[Prediction], second: list[Prediction]) -> None:
+def check_same_questions(first: list[Prediction], second: list[Prediction], names: str) -> None:
     """Raise `Fail` unless both tables, sorted by PMID, hold the same questions with the same gold labels."""
-    which = " and ".join(names)
     if apart := {row.pmid for row in first} ^ {row.pmid for row in second}:
-        raise Fail(f"{which} answered different questions: PMID {min(apart)} is in one table only; run `dvc repro`")
+        raise Fail(f"{names} answered different questions: PMID {min(apart)} is in one table only; run `dvc repro`")
     for one, other in zip(first, second, strict=True):
         if one.label != other.label:
-            raise Fail(f"{which} were scored against different labels: PMID {one.pmid}; run `dvc repro`")
+            raise Fail(f"{names} were scored against different labels: PMID {one.pmid}; run `dvc repro`")
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p of McNemar's test (1947): are the questions that one model alone gets right split evenly?"""
-    from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+    from scipy.stats import binomtest
 
-    changed = only_first + only_second
-    return float(binomtest(only_first, changed).pvalue) if changed else 1.0
+    return float(cast(Any, binomtest(lost, gained + lost)).pvalue) if gained + lost else 1.0
 
 
-def paired_bootstrap(
-    first: list[Prediction], second: list[Prediction], params: Params
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (Efron 1979) of second minus first, in accuracy and macro-F1, on the same questions.
+def power(questions: int, discordant: float, gained: float, alpha: float) -> float:
+    """Power of McNemar's exact two-sided test at level `alpha`.
 
-    A question is drawn with both its predictions. Drawing questions with replacement is drawing the counts of the 27
-    combinations of gold, first's and second's label from a multinomial distribution.
+    The number of discordant pairs is binomial, `discordant` being its probability per question; of these pairs the
+    share `gained` is on one side. Sums over the numbers of pairs, but for 1e-9 in each tail.
+    """
+    from scipy.stats import binom
+
+    law = cast(Any, binom)
+    low, high = law.ppf([1e-9, 1 - 1e-9], questions, discordant)
+    pairs = np.arange(int(low), int(high) + 1)
+    critical = law.ppf(alpha / 2, pairs, 0.5) - 1  # the test rejects up to here, and from pairs - critical
+    rejects = law.cdf(critical, pairs, gained) + law.sf(pairs - critical - 1, pairs, gained)
+    return float((law.pmf(pairs, questions, discordant) * rejects).sum())
+
+
+def questions_needed(gained: int, lost: int, questions: int, confidence: float) -> int | None:
+    """How many questions McNemar's exact test needs to detect such a difference with a power of POWER.
+
+    None if as many were gained as lost, or if even LARGEST questions are too few.
+    """
+    if gained == lost:
+        return None
+    rates = (gained + lost) / questions, gained / (gained + lost)
+    found = 1 + bisect_left(range(1, LARGEST + 1), POWER, key=lambda n: power(n, *rates, 1 - confidence))
+    return found if found <= LARGEST else None
+
+
+def difference(first: list[Prediction], second: list[Prediction], params: Report) -> Difference:
+    """Second minus first on the same questions, both sorted by PMID.
+
+    Intervals are those of the percentile bootstrap (Efron 1979) over questions. Drawing questions with replacement is
+    drawing the counts of the 27 combinations of gold, first's and second's label from a multinomial distribution.
     """
     counts = cells([row.label for row in first], [row.prediction for row in first], [row.prediction for row in second])
     rng = np.random.default_rng(params.seed)
     draws = rng.multinomial(len(first), counts.ravel() / len(first), size=params.bootstrap_samples)
-    drawn = draws.reshape(-1, *counts.shape)
-    of_first, of_second = drawn.sum(axis=3), drawn.sum(axis=2)
-    tails = [(1 - params.confidence) / 2, (1 + params.confidence) / 2]
-    intervals: dict[str, tuple[float, float]] = {}
-    for name, measure in {"accuracy": accuracy, "macro_f1": macro_f1}.items():
-        low, high = np.quantile(measure(of_second) - measure(of_first), tails)
-        intervals[name] = (float(low), float(high))
-    return intervals
+    # Axes are gold, first's and second's label, and before them the draw: the data themselves, then the samples.
+    drawn = np.concatenate([counts[np.newaxis], draws.reshape(-1, *counts.shape)])
 
+    def intervals(measure: Callable[[Counts], Floats]) -> list[Interval]:
+        minus = (measure(drawn.sum(axis=-2)) - measure(drawn.sum(axis=-1))).reshape(len(drawn), -1)
+        low, high = np.quantile(minus[1:], [(1 - params.confidence) / 2, (1 + params.confidence) / 2], axis=0)
+        ends = zip(minus[0].tolist(), low.tolist(), high.tolist(), strict=True)
+        return [Interval(value=value, low=low, high=high) for value, low, high in ends]
 
-def questions_needed(gained: int, lost: int, questions: int, confidence: float) -> int | None:
-    """How many questions would tell such a difference in accuracy from noise, with a chance of POWER; None for 0.
-
-    The size of a paired sample (Miller 2024, section 5), its variance that of the difference seen here.
-    """
-    if gained == lost:
-        return None
-    difference = (gained - lost) / questions
-    variance = (gained + lost) / questions - difference**2
-    z = NormalDist().inv_cdf((1 + confidence) / 2) + NormalDist().inv_cdf(POWER)
-    return max(math.ceil(variance * (z / difference) ** 2), 1)
-
-
-def difference(first: list[Prediction], second: list[Prediction], params: Params) -> dict[str, float]:
-    """Second minus first on the same questions, both sorted by PMID: flat and numeric."""
-    right = [(a.prediction == a.label, b.prediction == b.label) for a, b in zip(first, second, strict=True)]
-    lost, gained = right.count((True, False)), right.count((False, True))
-    of_first, of_second = (score(rows, params.confidence) for rows in (first, second))
-    figures: dict[str, float] = {}
-    for name, (low, high) in paired_bootstrap(first, second, params).items():
-        figures |= {name: of_second[name] - of_first[name], f"{name}_low": low, f"{name}_high": high}
-    figures |= {
-        "mcnemar_p": float(f"{mcnemar(lost, gained):.6g}"),
-        "gained": gained,  # questions that the second alone gets right
-        "lost": lost,
-        "changed": sum(a.prediction != b.prediction for a, b in zip(first, second, strict=True)),
-    }
-    if needed := questions_needed(gained, lost, len(first), params.confidence):
-        figures["questions_needed"] = needed
-    return figures
-
-
-def divergence(reference: list[Prediction], other: list[Prediction]) -> dict[str, float]:
-    """What changed before any decision did: mean KL(reference || other) over the labels, in nats, and same top tokens.
-
-    'Accuracy is not all you need' (Dutta et al. 2024, arXiv:2407.09141).
-    """
-    p, q = log_shares(reference), log_shares(other)
-    same = [one.top_token == two.top_token for one, two in zip(reference, other, strict=True)]
-    return {"kl": float((np.exp(p) * (p - q)).sum(axis=1).mean()), "same_top_token": sum(same) / len(same)}
-
-
-def headline(base: Predictions) -> list[Prediction]:
-    """The base's predictions under the protocol that it does better with."""
-    asked = [base[name] for name in HEADLINES if name in base]
-    return max(asked, key=lambda rows: sum(row.prediction == row.label for row in rows))
-
-
-def compare(base: Predictions, tuned: Predictions, merged: Predictions, params: Params) -> dict[str, float]:
-    """Each model's scores, and each difference that matters, flat and numeric, to six decimals."""
-    models = {"base": headline(base), "tuned": tuned["chat"], **({"merged": merged["chat"]} if merged else {})}
-    figures: dict[str, float] = {"questions": len(models["tuned"]), "confidence": params.confidence}
-    for model, rows in models.items():
-        check_same_questions([NAMES[model], NAMES["tuned"]], rows, models["tuned"])
-        scores = score(rows, params.confidence) | believable(rows, params.bins)
-        for name in ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "recall_maybe"):
-            figures[f"{model}_{name}"] = scores[name]
-        for name in ("brier", "calibration_error", "risk_coverage_area"):
-            figures[f"{model}_{name}"] = scores[name]
-    for model, tables in {"base": base, "tuned": tuned}.items():
-        for protocol, rows in tables.items():
-            scores = score(rows, params.confidence)
-            if protocol == "chat":
-                figures[f"{model}_unparsable_rate"] = scores["unparsable_rate"]
-            if (model, protocol) != ("tuned", "chat"):
-                for name in ("accuracy", "macro_f1", "recall_maybe"):
-                    figures[f"{model}_{protocol}_{name}"] = scores[name]
-    pairs = [("base", "tuned"), *([("base", "merged"), ("merged", "tuned")] if merged else [])]
-    for first, second in pairs:
-        found = difference(models[first], models[second], params)
-        if first == "merged":
-            found |= divergence(models[first], models[second])
-        figures |= {f"{second}_minus_{first}_{name}": value for name, value in found.items()}
-    return {name: value if name.endswith("_p") else round(value, ROUND) for name, value in figures.items()}
-
-
-def verdict(figures: dict[str, float], second: str, first: str) -> str:
-    """The difference in accuracy in a sentence or two: whether it can be told from noise, and what would tell it."""
-    prefix = f"{second}_minus_{first}"
-    value, low, high = (100 * figures[f"{prefix}_accuracy{end}"] for end in ("", "_low", "_high"))
-    noise = low <= 0 <= high
-    told = (
-        "no more than noise" if noise else f"more than noise, the {NAMES[second]} is {'better' if low > 0 else 'worse'}"
-    )
-    needed = figures.get(f"{prefix}_questions_needed")
-    more = f" About {needed:,.0f} questions would tell a difference of this size." if noise and needed else ""
-    return (
-        f"{NAMES[second].capitalize()} minus {NAMES[first]}: {value:+.1f} points of accuracy "
-        f"({figures['confidence']:.0%} interval {low:+.1f} to {high:+.1f}; McNemar's exact p "
-        f"{figures[f'{prefix}_mcnemar_p']:.2g}) on {figures['questions']:.0f} questions: {told}.{more}"
+    both = int(np.einsum("iii->", counts))
+    lost, gained = (int(np.trace(counts.sum(axis=axis))) - both for axis in (-1, -2))
+    return Difference(
+        accuracy=intervals(measures.accuracy)[0],
+        macro_f1=intervals(measures.macro_f1)[0],
+        recall=ByLabel[Interval].of(intervals(measures.recall)),
+        mcnemar_p=mcnemar(gained, lost),
+        gained=gained,
+        lost=lost,
+        changed=len(first) - int(np.einsum("gii->", counts)),
+        questions_needed=questions_needed(gained, lost, len(first), params.confidence),
     )
 
 
-def results(figures: dict[str, float]) -> list[tuple[str, float, float, float, float]]:
-    """Name, accuracy, its interval's ends and macro-F1 of each model and baseline, the tuned model first."""
-    rows: list[tuple[str, float, float, float, float]] = []
-    for key, name in NAMES.items():
-        if f"{key}_accuracy" in figures:
-            share, questions = figures[f"{key}_accuracy"], int(figures["questions"])
-            low, high = wilson(round(share * questions), questions, figures["confidence"])
-            rows.append((name, share, low, high, figures[f"{key}_macro_f1"]))
-    return rows
+def quantization(merged: list[Prediction], tuned: list[Prediction], params: Report) -> Quantization:
+    """What quantization changed: `kl` is the mean KL(merged || tuned) over the three labels, in nats.
+
+    'Accuracy is not all you need' (Dutta et al. 2024, https://arxiv.org/abs/2407.09141).
+    """
+    p, q = log_shares(merged), log_shares(tuned)
+    same = [one.top_token == other.top_token for one, other in zip(merged, tuned, strict=True)]
+    return Quantization(
+        **dict(difference(merged, tuned, params)),
+        kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
+        same_top_token=sum(same) / len(same),
+    )
+
+
+def headline_protocol(base: Predictions) -> ProtocolName:
+    """The protocol that the base is credited with: the better of chat and lm_eval, as it was trained for neither."""
+    asked: list[ProtocolName] = [name for name in ("chat", "lm_eval") if name in base]
+    return max(asked, key=lambda name: sum(row.prediction == row.label for row in base[name]))
+
+
+def compare(subject: Subject, base: Predictions, tuned: Predictions, merged: Predictions, params: Report) -> Comparison:
+    """Every model's figures and every difference, unrounded; `merged` is empty if it was not measured."""
+    protocol = headline_protocol(base)
+    of_base, of_tuned, of_merged = base[protocol], tuned["chat"], merged.get("chat")
+    check_same_questions(of_base, of_tuned, "base and tuned model")
+    if of_merged:
+        check_same_questions(of_merged, of_tuned, "merged and tuned model")
+    return Comparison(
+        **dict(subject),
+        questions=len(of_tuned),
+        confidence=params.confidence,
+        chat_version=PROTOCOLS["chat"].version,
+        tuned=measured(tuned, "chat", params),
+        base=Base(**dict(measured(base, protocol, params)), protocol=protocol),
+        merged=measured(merged, "chat", params) if of_merged else None,
+        tuned_minus_base=difference(of_base, of_tuned, params),
+        merged_minus_base=difference(of_base, of_merged, params) if of_merged else None,
+        tuned_minus_merged=quantization(of_merged, of_tuned, params) if of_merged else None,
+        slices={"label": slices(of_tuned, {row.pmid: row.label for row in of_tuned}, params.confidence)},
+    )

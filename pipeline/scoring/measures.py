@@ -1,92 +1,73 @@
-"""The table of predictions that `evaluate` and its like write: its one reader, and the measures of one model.
+"""Measures of one model's decisions, and metrics/evaluate.json.
 
-Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py). Whatever
-compares tables or judges probabilities is in `compare`, so that an edit to it never scores a model again.
+Accuracy and macro-F1 are PubMedQA's official measures (https://github.com/pubmedqa/pubmedqa, evaluation.py).
 """
 
-import csv
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.core.records import read_text
-from pipeline.core.stage import Fail
-from pipeline.scoring.protocols import LABELS, PROTOCOLS
+from pipeline.core.labels import LABELS
+from pipeline.scoring.predictions import UNPARSABLE, Prediction, Predictions
+from pipeline.scoring.protocols import PROTOCOLS
 
-COLUMNS = ["protocol", "pmid", "label", *LABELS, "prediction", "greedy", "top_token"]
-UNPARSABLE = "unparsable"  # a greedy answer without a decision: never counted as 'maybe'
-
+DECIMALS = 6  # of a figure in metrics/
+LITTLE = 0.5  # probability of the three labels together, below which accuracy says little about written answers
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]  # [..., gold, predicted], in the order of LABELS
+Number = TypeVar("Number")
 
 
-class Prediction(NamedTuple):
-    """A question's gold label, what the model makes of it, and what the model writes."""
+class Figures(BaseModel):
+    """A group of figures, nested in metrics/*.json."""
 
-    pmid: str
-    label: str
-    log_probabilities: tuple[float, float, float]  # natural logarithms, in the order of LABELS; they need not sum to 1
-    prediction: str
-    greedy: str  # empty where the protocol asks for no written answer
-    top_token: int  # id of the most probable next token, label or not
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Predictions = dict[str, list[Prediction]]  # by protocol, each in the order of PMIDs
+class Interval(Figures):
+    """A figure with a confidence interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-def parse(row: list[str]) -> tuple[str, Prediction]:
-    """A line of the table and its protocol; raises ValueError with what is wrong with it."""
-    if len(row) != len(COLUMNS):
-        raise ValueError(f"{len(row)} fields in place of {len(COLUMNS)}")
-    protocol, pmid, label, yes, no, maybe, prediction, greedy, top_token = row
-    scores = (float(yes), float(no), float(maybe))
-    if not all(math.isfinite(score) and score <= 1e-3 for score in scores):  # a little above 0: float32's rounding
-        raise ValueError("a score that is not a logarithm of a probability")
-    if protocol not in PROTOCOLS:
-        raise ValueError("an unknown protocol")
-    answers = (*LABELS, UNPARSABLE) if protocol == "chat" else ("",)
-    if label not in LABELS or prediction not in LABELS or greedy not in answers:
-        raise ValueError("an unknown label")
-    if scores[LABELS.index(prediction)] < max(scores):
-        raise ValueError(f"prediction {prediction} is not the most probable label")
-    return protocol, Prediction(pmid, label, scores, prediction, greedy, int(top_token))
+class ByLabel(Figures, Generic[Number]):
+    """A figure for each label."""
+
+    yes: Number
+    no: Number
+    maybe: Number
+
+    @classmethod
+    def of(cls, values: Sequence[Number]) -> "ByLabel[Number]":
+        """The values in the order of LABELS."""
+        yes, no, maybe = values
+        return cls(yes=yes, no=no, maybe=maybe)
 
 
-def parse_predictions(text: str, name: str) -> Predictions:
-    """The checked rows of a table of predictions, of which `name` is told in errors; raises `Fail` with line and PMID.
+class Written(Figures):
+    """The greedy answers: the share without a decision, and the share that agree with the scored decision."""
 
-    A header alone is an empty table: the table of a model that was not measured.
-    """
-    try:
-        header, *lines = csv.reader(text.splitlines() or [""])
-    except csv.Error as error:
-        raise Fail(f"{name} is no table ({error}); run `dvc repro`") from None
-    if header != COLUMNS:
-        raise Fail(f"{name} is not a table of predictions with the columns {','.join(COLUMNS)}; run `dvc repro`")
-    rows: dict[tuple[str, str], Prediction] = {}
-    for number, line in enumerate(lines, 2):
-        try:
-            protocol, row = parse(line)
-            if (protocol, row.pmid) in rows:
-                raise ValueError(f"the PMID comes twice under {protocol}")
-        except ValueError as error:
-            pmid = line[1] if line[1:] else "missing"
-            raise Fail(f"{name}, line {number} (PMID {pmid}): {error}; run `dvc repro`") from None
-        rows[protocol, row.pmid] = row
-    tables: Predictions = {}
-    for protocol, pmid in sorted(rows):
-        tables.setdefault(protocol, []).append(rows[protocol, pmid])
-    return tables
+    unparsable: float
+    agreement: float
 
 
-def read_predictions(path: Path) -> Predictions:
-    """`parse_predictions` of a file."""
-    return parse_predictions(read_text(path), str(path))
+class Scores(Figures):
+    """What the decisions under one protocol say about a model."""
+
+    questions: int
+    accuracy: Interval
+    macro_f1: float
+    recall: ByLabel[float]
+    precision: ByLabel[float]
+    predicted: ByLabel[float]  # shares of the decisions
+    label_mass: float  # mean probability of yes, no and maybe together: the rest is on other first words
+    confusion: ByLabel[ByLabel[int]]  # gold label, then predicted label
+    written: Written | None
 
 
 def cells(*columns: Sequence[str]) -> Counts:
@@ -127,34 +108,54 @@ def macro_f1(counts: Counts) -> Floats:
     return ratio(2 * right, counts.sum(axis=-1) + counts.sum(axis=-2)).mean(axis=-1)
 
 
-def wilson(right: int, questions: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, penalty = right / questions, z * z / questions
-    half = z * math.sqrt(share * (1 - share) / questions + penalty / (4 * questions))
-    low, high = ((share + penalty / 2 + side) / (1 + penalty) for side in (-half, half))
-    return max(low, 0.0), min(high, 1.0)
+def wilson(right: int, questions: int, confidence: float) -> Interval:
+    """A share with Wilson's score interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953)."""
+    from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    found: Any = binomtest(right, questions).proportion_ci(confidence, method="wilson")
+    return Interval(value=right / questions, low=float(found.low), high=float(found.high))
 
 
-def score(rows: list[Prediction], confidence: float) -> dict[str, float]:
-    """Everything that the decisions say about their model: flat numbers, shares to six decimals."""
+def label_mass(rows: list[Prediction]) -> float:
+    """Mean probability of the three labels together; the forms are distinct first tokens, so at most about 1."""
+    return float(np.exp(np.logaddexp.reduce([row.log_probabilities for row in rows], axis=1)).mean())
+
+
+def score(rows: list[Prediction], confidence: float) -> Scores:
+    """All measures of the rows, unrounded."""
     counts = confusion(rows)
-    low, high = wilson(int(np.trace(counts)), len(rows), confidence)
-    shares = {"accuracy": accuracy(counts), "accuracy_low": low, "accuracy_high": high, "macro_f1": macro_f1(counts)}
-    predicted = counts.sum(axis=0) / len(rows)
-    for name, values in {"recall": recall(counts), "precision": precision(counts), "predicted": predicted}.items():
-        shares |= {f"{name}_{label}": value for label, value in zip(LABELS, values, strict=True)}
-    if written := [row for row in rows if row.greedy]:
-        shares["unparsable_rate"] = sum(row.greedy == UNPARSABLE for row in written) / len(written)
-        shares["greedy_agreement"] = sum(row.greedy == row.prediction for row in written) / len(written)
-    return {
-        "questions": len(rows),
-        **{name: round(float(value), 6) for name, value in shares.items()},
-        **{f"confusion_{LABELS[gold]}_{LABELS[label]}": int(count) for (gold, label), count in np.ndenumerate(counts)},
-    }
+    greedy = [row for row in rows if row.greedy]
+    return Scores(
+        questions=len(rows),
+        accuracy=wilson(int(np.trace(counts)), len(rows), confidence),
+        macro_f1=float(macro_f1(counts)),
+        recall=ByLabel[float].of(recall(counts).tolist()),
+        precision=ByLabel[float].of(precision(counts).tolist()),
+        predicted=ByLabel[float].of((counts.sum(axis=0) / len(rows)).tolist()),
+        label_mass=label_mass(rows),
+        confusion=ByLabel[ByLabel[int]].of([ByLabel[int].of(line) for line in counts.tolist()]),
+        written=Written(
+            unparsable=sum(row.greedy == UNPARSABLE for row in greedy) / len(greedy),
+            agreement=sum(row.greedy == row.prediction for row in greedy) / len(greedy),
+        )
+        if greedy
+        else None,
+    )
 
 
-def summary(path: Path) -> dict[str, dict[str, float]]:
-    """The scores of the predictions in `path` by protocol, with its version; the interval is the usual one, of 95 %."""
-    tables = read_predictions(path)
-    return {name: {"version": PROTOCOLS[name], **score(rows, 0.95)} for name, rows in tables.items()}
+def rounded(value: Any) -> Any:
+    """Nested figures for a JSON file: floats to DECIMALS decimals, figures that do not apply left out."""
+    match value:
+        case BaseModel():
+            return rounded(value.model_dump(exclude_none=True))
+        case dict():
+            return {key: rounded(inner) for key, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        case float():
+            return round(value, DECIMALS)
+        case _:
+            return value
+
+
+def summary(tables: Predictions) -> dict[str, Any]:
+    """Protocol -> its version and scores with 95 % intervals, for metrics/evaluate.json and baseline.json."""
+    return {name: {"version": PROTOCOLS[name].version, **rounded(score(rows, 0.95))} for name, rows in tables.items()}

@@ -6,55 +6,45 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import NamedTuple
 
-from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
-from pipeline.core.records import CHECKPOINTS, read_examples, run_key, write_csv
-from pipeline.core.stage import Fail, Section
-from pipeline.scoring.measures import COLUMNS, parse
+from pipeline.core.errors import Fail
+from pipeline.core.files import read_rows
+from pipeline.core.labels import LABELS
+from pipeline.core.question import Question
+from pipeline.core.resume import CHECKPOINTS, run_key
+from pipeline.scoring.predictions import Prediction, parse, write_predictions
 from pipeline.scoring.protocols import PROTOCOLS
-from pipeline.scoring.scorer import Choices, Scorer
+from pipeline.scoring.scorer import Scorer, TooLong, decide
+from pipeline.sections.evaluate import ProtocolName
 
-Asked = list[tuple[str, dict[str, Any]]]  # protocol and test row of each question, in the order of asking
-
-
-def with_chat(protocols: list[str]) -> list[str]:
-    """Refuse a list without `chat` or with a name twice: every comparison needs the one, DVC the other."""
-    if "chat" not in protocols or len(set(protocols)) < len(protocols):
-        raise ValueError("name chat, and every protocol once")
-    return protocols
+EXTRAS = ["evaluate", "quantize"]  # of pyproject.toml: the packages that can change a prediction
 
 
-class Params(Section):
-    protocols: Annotated[list[Literal["chat", "lm_eval", "question_only"]], AfterValidator(with_chat)]
-    n_ctx: Annotated[int, Field(ge=64)]  # tokens: room for the longest prompt
-    max_new_tokens: Annotated[int, Field(ge=1, le=64)]  # of the greedy answer
+class Settings(NamedTuple):
+    """How a GGUF is asked, by a section of params.yaml."""
+
+    section: str
+    protocols: list[ProtocolName]
+    n_ctx: int  # tokens
+    max_new_tokens: int  # of the greedy answer
 
 
-def pose(scorer: Scorer, row: dict[str, Any], protocol: str) -> tuple[list[int], Choices]:
-    """Token ids of a test row's prompt under a protocol, and of the labels' forms."""
-    match protocol:
-        case "lm_eval":
-            return scorer.plain(row["lm_eval"])
-        case "question_only":
-            return scorer.chat(row["question_only"])
-        case _:
-            return scorer.chat(row["prompt"])
+Asked = list[tuple[ProtocolName, Question]]  # in the order of asking
 
 
-def whole_rows(data: bytes, asked: Asked) -> tuple[list[list[Any]], int]:
-    """The rows at a journal's beginning that answer the questions `asked`, in their order, and the bytes they take."""
-    rows: list[list[Any]] = []
+def whole_rows(data: bytes, asked: Asked) -> tuple[list[Prediction], int]:
+    """The predictions at a journal's beginning that answer `asked`, in its order, and the bytes that they take."""
+    rows: list[Prediction] = []
     end = 0
     for line, (protocol, question) in zip(data.splitlines(keepends=True), asked, strict=False):
         try:
-            row: Any = json.loads(line)
-            found, answer = parse([str(value) for value in row])
-        except (ValueError, TypeError):  # cut by a kill, or zeros that a lost machine's disk had for it
+            row = parse([str(value) for value in json.loads(line)])
+        except (ValueError, TypeError):  # truncated by a kill, or zeros after a crash of the machine
             break
-        if (found, answer.pmid, answer.label) != (protocol, question["pmid"], question["label"]) or line[-1:] != b"\n":
+        if (row.protocol, row.pmid, row.label) != (protocol, question.pmid, question.label) or line[-1:] != b"\n":
             break
         rows.append(row)
         end += len(line)
@@ -63,22 +53,22 @@ def whole_rows(data: bytes, asked: Asked) -> tuple[list[list[Any]], int]:
 
 @contextmanager
 def journal(
-    params: Params, inputs: list[Path], asked: Asked
-) -> Generator[tuple[list[list[Any]], Callable[[list[Any]], None]]]:
-    """The rows that a killed run of the very same questions had written, and what adds one; removed if nothing raises.
+    settings: Settings, inputs: list[Path], asked: Asked
+) -> Generator[tuple[list[Prediction], Callable[[Prediction], None]]]:
+    """The predictions that a killed run had written, and a function that adds one; removed if nothing is raised.
 
     A question takes a second or more on a laptop, so a run may take hours.
     """
-    path = CHECKPOINTS / f"{run_key(params, inputs, os.environ.get('N_GPU_LAYERS', ''))}.jsonl"
+    path = CHECKPOINTS / f"{run_key(settings._asdict(), inputs, EXTRAS, os.environ.get('N_GPU_LAYERS', ''))}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with path.open("a+b") as file:
         file.seek(0)
         rows, end = whole_rows(file.read(), asked)
         file.truncate(end)
 
-        def keep(row: list[Any]) -> None:
+        def keep(row: Prediction) -> None:
             rows.append(row)
-            file.write(json.dumps(row).encode() + b"\n")
+            file.write(json.dumps(row.row()).encode() + b"\n")
             file.flush()
 
         try:
@@ -91,37 +81,50 @@ def journal(
 
 
 def forget(path: Path) -> None:
-    """Remove a journal, and the directory that it lies in if that is empty: train's checkpoints may lie there."""
+    """Remove a journal, and its directory if that is empty: train's checkpoints may be there too."""
     path.unlink()
     with suppress(OSError):
         CHECKPOINTS.rmdir()
 
 
-def predict(gguf: Path, test: Path, params: Params, predictions: Path) -> dict[str, float]:
-    """Write a row of measures.COLUMNS to PREDICTIONS for each protocol and question of `test`, asked of `gguf`.
+def predict_one(scorer: Scorer, name: ProtocolName, question: Question, max_new_tokens: int) -> tuple[Prediction, int]:
+    """The prediction for one question under one protocol, and the number of the prompt's tokens."""
+    protocol = PROTOCOLS[name]
+    tokens, choices = scorer.encode(protocol.prompt(question), protocol)
+    scores, first = scorer.score(tokens, choices)
+    greedy = scorer.greedy(first, len(tokens), max_new_tokens) if protocol.greedy else ""
+    yes, no, maybe = (scores[label] for label in LABELS)
+    top = int(first.argmax())
+    return Prediction(name, question.pmid, question.label, (yes, no, maybe), decide(scores), greedy, top), len(tokens)
 
-    Returns load time and speed. The journal goes only when the table is there.
+
+def predict(gguf: Path, test: Path, settings: Settings, predictions: Path) -> dict[str, float]:
+    """Write a prediction to PREDICTIONS for each protocol and question of `test`, asked of `gguf`.
+
+    Returns load time and speed. The journal is removed only when the table is written.
     """
-    questions = read_examples(test, test=True)
-    asked = [(protocol, row) for protocol in PROTOCOLS if protocol in params.protocols for row in questions]
+    questions = read_rows(test, Question)
+    asked: Asked = [(name, row) for name in PROTOCOLS if name in settings.protocols for row in questions]
     start = time.perf_counter()
-    with Scorer(gguf, params.n_ctx) as scorer, journal(params, [gguf, test], asked) as (rows, keep):
+    remedy = f"lower {settings.section}.n_ctx in params.yaml, set N_GPU_LAYERS lower, or run `dvc checkout {gguf}`"
+    with Scorer(gguf, settings.n_ctx, remedy) as scorer, journal(settings, [gguf, test], asked) as (rows, keep):
         loaded = time.perf_counter()
         resumed, tokens = len(rows), 0
         bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
-        for protocol, row in bar:
+        for name, question in bar:
             try:
-                prompt, choices = pose(scorer, row, protocol)
-                scores, first = scorer.score(prompt, choices)
-                greedy = scorer.greedy(first, len(prompt), params.max_new_tokens) if protocol == "chat" else ""
+                row, length = predict_one(scorer, name, question, settings.max_new_tokens)
+            except TooLong as error:
+                raise Fail(
+                    f"{test}, PMID {question.pmid}: {error}; raise {settings.section}.n_ctx in params.yaml to "
+                    f"{error.tokens} or more, then run `dvc repro`"
+                ) from None
             except Fail as error:
-                raise Fail(f"{test}, PMID {row['pmid']}: {error}") from None
-            prediction = max(scores, key=lambda label: scores[label])
-            numbers = [f"{p:.6f}" for p in scores.values()]
-            keep([protocol, row["pmid"], row["label"], *numbers, prediction, greedy, int(first.argmax())])
-            tokens += len(prompt)
+                raise Fail(f"{test}, PMID {question.pmid}: {error}") from None
+            keep(row)
+            tokens += length
         seconds = time.perf_counter() - loaded
-        write_csv(predictions, COLUMNS, rows)
+        write_predictions(predictions, rows)
     return {
         "load_seconds": round(loaded - start, 2),
         "questions_per_second": round((len(rows) - resumed) / seconds, 2),

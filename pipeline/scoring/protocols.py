@@ -1,69 +1,90 @@
-"""The only place that turns a PubMedQA record into words for the model, by protocol.
+"""The protocols: every way in which a model is asked a PubMedQA question, in one table.
 
-`train`, `evaluate`, `baseline` and `reference` read these words from data/formatted/*.jsonl, so that the base and the
-tuned model meet the very same question; `ask` calls the same functions.
+The only place that turns a record into words for a model. The base and the tuned model see the same words.
 """
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable
+from operator import attrgetter
+from typing import NamedTuple
 
-from pipeline.core.records import Message, Record
-
-LABELS = ("yes", "no", "maybe")  # PubMedQA's answers, Jin et al. 2019, https://arxiv.org/abs/1909.06146
+from pipeline.core.labels import Label
+from pipeline.core.question import Message, Question
+from pipeline.core.record import Record
+from pipeline.sections.evaluate import ProtocolName
 
 INSTRUCTION = "Answer yes, no or maybe first, then the conclusion."
 
-# Each way of asking, with its version: numbers of two versions of a protocol must not be compared, so whoever changes
-# a prompt or its choices raises the version (tests/unit/test_prompt.py holds a digest of each).
-#   chat           ours: in the model's chat template, what training teaches and users meet; 'yes' or 'Yes'
-#   lm_eval        lm-evaluation-harness 0.4's task `pubmedqa`: plain text and ' yes', to compare with published scores
-#   question_only  chat without the abstract: what is known without reading
-PROTOCOLS = {"chat": 1, "lm_eval": 1, "question_only": 1}
+
+class Protocol(NamedTuple):
+    """How a question is asked under a protocol, and which answers are scored."""
+
+    version: int  # raise it when the words or the forms change: numbers of two versions must not be compared
+    prompt: Callable[[Question], list[Message] | str]  # chat messages, or plain text
+    forms: Callable[[Label], list[str]]  # texts of a label right after the prompt; their probabilities are summed
+    greedy: bool  # whether a written answer is asked for as a second opinion
+
+
+def either_case(label: Label) -> list[str]:
+    """The forms of a label as the first word of an assistant's answer."""
+    return [label, label.capitalize()]
+
+
+def after_space(label: Label) -> list[str]:
+    """The form of a label as the continuation of plain text."""
+    return [f" {label}"]
+
+
+# chat           in the model's chat template: what training teaches and users see
+# lm_eval        lm-evaluation-harness 0.4's task `pubmedqa`, plain text: comparable with published scores
+# question_only  chat without the abstract: what the model knows without reading
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "chat": Protocol(1, attrgetter("chat"), either_case, True),
+    "lm_eval": Protocol(1, attrgetter("lm_eval"), after_space, False),
+    "question_only": Protocol(1, attrgetter("question_only"), either_case, False),
+}
 
 
 def user(question: str, abstract: str | None) -> str:
     """The user's turn: abstract if there is one, question, instruction."""
+    return f"{evidence(question, abstract)}\n\n{INSTRUCTION}"
+
+
+def evidence(question: str, abstract: str | None) -> str:
+    """Abstract and question without the instruction: what the text baselines read."""
     given = f"Abstract:\n{abstract}\n\n" if abstract else ""
-    return f"{given}Question: {question}\n\n{INSTRUCTION}"
+    return f"{given}Question: {question}"
 
 
-def chat(system_prompt: str, question: str, abstract: str | None) -> list[Message]:
+def messages(system_prompt: str, question: str, abstract: str | None) -> list[Message]:
     """The system's and the user's turn."""
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": user(question, abstract)}]
 
 
-def prompt(record: Record, system_prompt: str) -> list[Message]:
-    """Protocol `chat` for a record.
-
-    Reads CONTEXTS, LABELS (the abstract's section names) and QUESTION alone: LONG_ANSWER and the `reasoning_*`
-    fields hold the answer.
-    """
-    sections = zip(record["LABELS"], record["CONTEXTS"], strict=True)
-    abstract = "\n".join(f"{name}: {text}" if name else text for name, text in sections)
-    return chat(system_prompt, record["QUESTION"], abstract)
+def abstract_of(record: Record) -> str:
+    """The abstract with its section names. LONG_ANSWER, the conclusion, is not part of it."""
+    sections = zip(record.labels, record.contexts, strict=True)
+    return "\n".join(f"{name}: {text}" if name else text for name, text in sections)
 
 
-def question_only(record: Record, system_prompt: str) -> list[Message]:
-    """Protocol `question_only` for a record."""
-    return chat(system_prompt, record["QUESTION"], None)
+def answer(record: Record) -> str:
+    """The assistant's turn: the decision first, so that one forward pass scores it, then the conclusion."""
+    return f"{record.final_decision.capitalize()}. {record.long_answer}"
 
 
 def lm_eval(record: Record) -> str:
-    """Protocol `lm_eval` for a record: the task's `doc_to_text` (lm_eval/tasks/pubmedqa/preprocess_pubmedqa.py)."""
-    contexts = "\n".join(record["CONTEXTS"])
-    return f"Abstract: {contexts}\nQuestion: {record['QUESTION']}\nAnswer:"
+    """The task's `doc_to_text` (lm_eval/tasks/pubmedqa/preprocess_pubmedqa.py)."""
+    contexts = "\n".join(record.contexts)
+    return f"Abstract: {contexts}\nQuestion: {record.question}\nAnswer:"
 
 
-def completion(record: Record) -> list[Message]:
-    """The assistant's turn: the decision first, so that one forward pass scores it, then the conclusion."""
-    decision = record["final_decision"].capitalize()
-    return [{"role": "assistant", "content": f"{decision}. {record['LONG_ANSWER']}"}]
-
-
-def as_data(text: str, control: Iterable[str]) -> str:
-    """`text` with a space inside each name of a control token, which a tokenizer would take for the token itself.
-
-    `<|eot_id|>` in an abstract would end the user's turn. With the space it is only letters.
-    """
-    names = sorted(control, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, names)), lambda name: f"{name[0][0]} {name[0][1:]}", text) if names else text
+def as_question(pmid: str, record: Record, system_prompt: str) -> Question:
+    """The record as each protocol asks it."""
+    abstract = abstract_of(record)
+    return Question(
+        pmid=pmid,
+        label=record.final_decision,
+        text=evidence(record.question, abstract),
+        chat=messages(system_prompt, record.question, abstract),
+        question_only=messages(system_prompt, record.question, None),
+        lm_eval=lm_eval(record),
+    )

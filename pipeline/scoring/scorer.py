@@ -1,65 +1,68 @@
-"""A GGUF and a prompt -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp's kernels.
+"""A GGUF and a prompt -> log-probabilities of yes, no and maybe, and a greedy answer, with llama.cpp.
 
 One llama_decode scores a question: the prompt's tokens belong to every sequence of a unified cache, and each form of
-a label follows under a sequence of its own. A form of one token costs nothing beyond the prompt.
+a label follows in a sequence of its own. A form of one token costs nothing beyond the prompt.
 """
 
 import ctypes
-import math
 import os
 import re
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.core.records import Message
-from pipeline.core.stage import Fail
-from pipeline.models.gguf_header import read_metadata
-from pipeline.scoring.measures import UNPARSABLE
-from pipeline.scoring.protocols import LABELS
+import numpy as np
+from numpy.typing import NDArray
 
-N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and told in the metrics
+from pipeline.core.errors import Fail
+from pipeline.core.labels import LABELS, Label
+from pipeline.core.question import Message
+from pipeline.models.chat import ChatTemplate
+from pipeline.models.gguf_header import read_metadata
+from pipeline.scoring.predictions import UNPARSABLE
+from pipeline.scoring.protocols import Protocol
+
+N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and recorded in the metrics
 MAX_FORMS = 6  # of all labels together
 MAX_TAILS = 64  # tokens of all forms after their first
 
-Choices = dict[str, list[list[int]]]  # label -> the token ids of each of its forms
+Floats = NDArray[np.float64]
+Choices = dict[Label, list[list[int]]]  # label -> the token ids of each of its forms
 
 
-def surface_forms(label: str) -> list[str]:
-    """The ways a model may begin its answer with a label."""
-    return [label, label.capitalize()]
+class TooLong(Fail):
+    """A prompt and its answers need more tokens than the context has; `tokens` says how many."""
+
+    def __init__(self, tokens: int, n_ctx: int) -> None:
+        super().__init__(f"prompt and answer take {tokens} tokens, and the context has {n_ctx}")
+        self.tokens = tokens
 
 
 def parse_decision(text: str, finished: bool) -> str | None:
     """The label that an answer begins with as a whole word; None if there is none, or not yet a whole word.
 
-    A hyphen goes on with a word: 'No-one' is not 'no'.
+    A hyphen continues a word: 'No-one' is not 'no'.
     """
     end = r"(?![\w-])" if finished else r"(?=[^\w-])"
     found = re.match(rf"\W*({'|'.join(LABELS)}){end}", text, re.IGNORECASE)
     return found[1].lower() if found else None
 
 
-def number(name: str, otherwise: int) -> int:
-    """The whole number in an environment variable; raises `Fail` if it is none."""
-    value = os.environ.get(name, str(otherwise))
-    if not value.isascii() or not value.isdecimal():
-        raise Fail(f"{name} in the environment is no whole number; set it to one, or unset it")
+def number(name: str, default: int) -> int:
+    """The whole number in an environment variable; raises `Fail` if it is not one."""
+    value = os.environ.get(name, str(default))
+    if not value.isascii() or not value.isdecimal() or int(value) >= 2**31:
+        raise Fail(f"the environment variable {name} must be a whole number; set it to one, or unset it")
     return int(value)
-
-
-def log_sum_exp(values: list[float]) -> float:
-    """log(sum(exp(v))), without overflow."""
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
 
 
 class Scorer:
     """A loaded GGUF. Use it as a context manager: it holds native memory.
 
-    N_GPU_LAYERS and N_THREADS in the environment say where it runs; they are no parameters, as they change no decision.
+    N_GPU_LAYERS and N_THREADS in the environment say where it runs: no parameters, as they change no decision.
     """
 
-    def __init__(self, gguf: Path, n_ctx: int) -> None:
+    def __init__(self, gguf: Path, n_ctx: int, remedy: str) -> None:
+        """Load `gguf` with a context of `n_ctx` tokens; `remedy` is what to do when memory is short. Raises `Fail`."""
         import llama_cpp
         from llama_cpp._logger import set_verbose
 
@@ -68,27 +71,27 @@ class Scorer:
         self.n_ctx = n_ctx
         self.model: Any = None
         self.context: Any = None
-        read_metadata(gguf)  # refuses what is no whole GGUF before native code reads it
+        read_metadata(gguf)  # refuses a damaged file before native code reads it
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = number("N_GPU_LAYERS", 999)
         self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
         if not self.model:
-            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it was altered, or there is no memory; run `dvc repro`")
+            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it is damaged, or memory is short; {remedy}")
         self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        self.forms: Choices = {label: [self.tokenize(form) for form in surface_forms(label)] for label in LABELS}
         self.template = self.chat_template(gguf)
         self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
         if not self.context:
-            raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; lower evaluate.n_ctx")
+            raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; {remedy}")
 
     def context_params(self) -> Any:
+        """llama.cpp's parameters of the context."""
         params = self.lib.llama_context_default_params()
         params.n_ctx = params.n_batch = self.n_ctx
         params.n_ubatch = N_UBATCH
         params.n_seq_max = 1 + MAX_FORMS
         params.kv_unified = True
-        # Logits of 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
+        # Logits over 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
         params.n_outputs_max = 1 + MAX_TAILS
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = number("N_THREADS", len(os.sched_getaffinity(0)))
@@ -103,23 +106,16 @@ class Scorer:
         if self.model:
             self.lib.llama_model_free(self.model)
 
-    def chat_template(self, gguf: Path) -> Any:
-        from jinja2 import TemplateError
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
+    def chat_template(self, gguf: Path) -> ChatTemplate:
+        """The GGUF's own chat template, which other programs use too; raises `Fail`."""
         template = self.lib.llama_model_chat_template(self.model, None)
         if not template:
-            raise Fail(f"{gguf} holds no chat template; run `dvc repro` on an instruct model")
-        bos, eos = (
-            self.piece(token(self.vocab)).decode(errors="replace")
-            for token in (self.lib.llama_vocab_bos, self.lib.llama_vocab_eos)
-        )
-        try:
-            formatter = Jinja2ChatFormatter(template=template.decode(), bos_token=bos, eos_token=eos)
-            formatter(messages=[{"role": "user", "content": ""}])
-        except (TemplateError, TypeError) as error:
-            raise Fail(f"{gguf}: its chat template does not work ({error}); run `dvc repro`") from None
-        return formatter
+            raise Fail(f"{gguf} has no chat template; run `dvc repro` on an instruct model")
+        tokens = {name: getattr(self.lib, f"llama_vocab_{name}")(self.vocab) for name in ("bos", "eos", "pad")}
+        texts = {
+            f"{name}_token": self.piece(token).decode(errors="replace") for name, token in tokens.items() if token >= 0
+        }
+        return ChatTemplate(template.decode(), texts, f"the chat template of {gguf}")
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of `text`, special tokens parsed; with `add_special`, BOS where the vocabulary asks for it."""
@@ -134,21 +130,34 @@ class Scorer:
         length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
         return buffer.raw[:length]
 
-    def chat(self, messages: list[Message]) -> tuple[list[int], Choices]:
-        """Token ids of the messages in the GGUF's own chat template, up to where the assistant begins; the labels'."""
-        return self.tokenize(self.template(messages=messages).prompt), self.forms
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a control token, such as the end of a turn."""
+        return bool(self.lib.llama_vocab_is_control(self.vocab, token))
 
-    def plain(self, text: str) -> tuple[list[int], Choices]:
-        """Token ids of a plain text, and of ' yes', ' no' and ' maybe' after it.
+    def control_tokens(self) -> list[str]:
+        """The texts of the control tokens, such as `<|eot_id|>`."""
+        return [self.piece(token).decode(errors="replace") for token in range(self.n_vocab) if self.is_control(token)]
 
-        As lm-evaluation-harness has it (lm_eval/api/model.py, `_encode_pair`): text and choice are encoded together,
-        BOS as the tokenizer would have it, and what is longer than the text alone is the choice.
+    def encode(self, prompt: list[Message] | str, protocol: Protocol) -> tuple[list[int], Choices]:
+        """Token ids of chat messages or plain text, and of each label's forms after it.
+
+        A form is tokenized together with the prompt, and what is longer than the prompt is the form: some tokenizers
+        give another id to a word at the beginning of a text. lm-evaluation-harness does the same (lm_eval/api/model.py,
+        `_encode_pair`). Plain text gets BOS where the vocabulary asks for it; a chat template writes its own.
         """
-        tokens = self.tokenize(text, add_special=True)
-        return tokens, {label: [self.tokenize(f"{text} {label}", add_special=True)[len(tokens) :]] for label in LABELS}
+        plain = isinstance(prompt, str)
+        text = prompt if plain else self.template.prompt(prompt)
+        tokens = self.tokenize(text, add_special=plain)
+        choices: Choices = {}
+        for label in LABELS:
+            together = [self.tokenize(text + form, add_special=plain) for form in protocol.forms(label)]
+            if not all(ids[: len(tokens)] == tokens and len(ids) > len(tokens) for ids in together):
+                raise Fail(f"the tokenizer joins {label!r} with the end of the prompt; choose another base")
+            choices[label] = [ids[len(tokens) :] for ids in together]
+        return tokens, choices
 
     def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
-        """Feed `tokens` from position `start`; each tail's tokens but the last follow under a sequence of their own."""
+        """Feed `tokens` from position `start`; each tail's tokens but the last follow in a sequence of their own."""
         extra = sum(len(tail) - 1 for tail in tails)
         batch = self.lib.llama_batch_init(len(tokens) + extra, 0, 1 + len(tails))
         try:
@@ -177,17 +186,12 @@ class Scorer:
             self.lib.llama_batch_free(batch)
 
     def check_room(self, tokens: int) -> None:
-        """Raise `Fail` unless the context holds so many tokens."""
+        """Raise `TooLong` unless the context holds `tokens`."""
         if tokens > self.n_ctx:
-            raise Fail(
-                f"prompt and answer take {tokens} tokens: raise params.yaml's evaluate.n_ctx (for reference: "
-                f"reference.n_ctx) from {self.n_ctx}"
-            )
+            raise TooLong(tokens, self.n_ctx)
 
-    def log_probabilities(self, index: int) -> Any:
-        """Natural-log probabilities of the next token, shape (n_vocab,), float64, at a batch index (-1: the last)."""
-        import numpy as np
-
+    def log_probabilities(self, index: int) -> Floats:
+        """Natural-log probabilities of the next token, shape (n_vocab,), at a batch index (-1: the last)."""
         pointer = self.lib.llama_get_logits_ith(self.context, index)
         logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
         if not np.isfinite(logits).all():
@@ -197,10 +201,10 @@ class Scorer:
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
-    def score(self, tokens: list[int], choices: Choices) -> tuple[dict[str, float], Any]:
+    def score(self, tokens: list[int], choices: Choices) -> tuple[dict[Label, float], Floats]:
         """Log-probability of each label right after `tokens`, summed over its forms.
 
-        Returns it with the next token's log-probabilities, for `greedy`.
+        Also returns the next token's log-probabilities, shape (n_vocab,), for `greedy`.
         """
         # A form of one token is read off the prompt's last logits; only longer ones need a sequence.
         tails = [form for forms in choices.values() for form in forms if len(form) > 1]
@@ -209,7 +213,7 @@ class Scorer:
         self.decode(tokens, tails, 0)
         first = self.log_probabilities(len(tokens) - 1)
         index = len(tokens)
-        scores: dict[str, float] = {}
+        scores: dict[Label, float] = {}
         for label, forms in choices.items():
             totals: list[float] = []
             for form in forms:
@@ -218,10 +222,10 @@ class Scorer:
                     total += float(self.log_probabilities(index)[token])
                     index += 1
                 totals.append(total)
-            scores[label] = log_sum_exp(totals)
+            scores[label] = float(np.logaddexp.reduce(totals))
         return scores, first
 
-    def greedy(self, first: Any, position: int, max_new_tokens: int) -> str:
+    def greedy(self, first: Floats, position: int, max_new_tokens: int) -> str:
         """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""
         self.check_room(position + max_new_tokens - 1)
         text, log_probabilities = b"", first
@@ -236,3 +240,8 @@ class Scorer:
                 self.decode([token], [], position + count - 1)
                 log_probabilities = self.log_probabilities(0)
         return parse_decision(text.decode(errors="replace"), finished=True) or UNPARSABLE
+
+
+def decide(scores: dict[Label, float]) -> Label:
+    """The label with the highest log-probability."""
+    return max(scores, key=lambda label: scores[label])

@@ -1,54 +1,109 @@
-"""Base: a hub model, a local directory or the embedded tiny Llama -> models/base, always a small directory.
+"""Base: a hub model, a local directory or the shipped tiny Llama -> models/base, a small directory without weights.
 
-It holds the configuration, the tokenizer, the chat template and manifest.json (where the weights come from, each file
-with size and sha256). A hub model's weights are fetched by the stage that first needs them; the tiny Llama's are made
-here. Nothing but safetensors is accepted, and no code of a model repository is ever run.
+It holds the configuration, the tokenizer, the chat template and manifest.json, which names every weight file with size
+and sha256. The base is examined once and completely here, before anything is trained. A hub model's weights are fetched
+by the stage that first needs them. Only safetensors files are accepted, and no code of a repository is ever run.
 """
 
 import hashlib
-import os
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+from pipeline.core.errors import Fail
+from pipeline.core.files import sha256
+from pipeline.core.outputs import write_json, writing
+from pipeline.core.params import load_params
+from pipeline.core.usage import Usage
+from pipeline.models.directory import TINY_BASE, copy_configuration
+from pipeline.models.examine import Tensor, check_prompt, check_tensors, read_header, weight_names
+from pipeline.models.gguf import check_convertible
+from pipeline.models.hub import fetch, from_hub
+from pipeline.models.manifest import MANIFEST, Manifest, WeightFile
+from pipeline.sections.base import BASE, Hub, Local, Tiny
 
-from pipeline.core.records import write_json
-from pipeline.core.stage import Fail, Section, Usage, read_section, run, writing
-from pipeline.models.weights import AND_AGAIN, MANIFEST, copy_configuration, describe, fetch, from_hub
-
-
-class Hub(Section):
-    source: Literal["hub"]
-    repo_id: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
-    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]  # a commit: a branch moves
-
-
-class Local(Section):
-    source: Literal["local"]
-    path: str
+TINY_SHA256 = "fe4542a675ca4e3f3ddd8637d129060bc95d03653214829bec78e68b3e1fc56b"  # of its weights
+Model = Hub | Local | Tiny
 
 
-def load_params() -> Section:
-    """The section `base`: which of the three models it is depends on `source`."""
-    values = read_section("base")
-    match values.get("source"):
-        case "hub":
-            return Hub.check("base", values)
-        case "local":
-            return Local.check("base", values)
-        case "tiny":
-            from pipeline.simulated.tiny import Tiny
+def configuration_directory(params: Model) -> Path:
+    """The directory that has the base's configuration and tokenizer; fetches a hub model's. Raises `Fail`."""
+    match params:
+        case Hub():
+            return fetch(params.repo_id, params.revision, [])
+        case Local():
+            if params.path.startswith("~"):
+                raise Fail(f"params.yaml: base.path: {params.path}: ~ is not expanded; write the whole path")
+            if not Path(params.path).is_dir():
+                raise Fail(
+                    f"params.yaml: base.path: {params.path} is not a directory; correct it, then run `dvc repro`"
+                )
+            return Path(params.path)
+        case Tiny():
+            return TINY_BASE
 
-            return Tiny.check("base", values)
-        case other:
-            raise Fail(f"params.yaml: base.source: {other!r} is not one of hub, local, tiny; set it to one")
+
+def manifest_of(params: Model, directory: Path) -> Manifest:
+    """Where the weights are, every file with size and sha256, and its tensors checked; raises `Fail`."""
+    from huggingface_hub import constants
+
+    match params:
+        case Hub(repo_id=repo_id, revision=revision):
+            if constants.HF_HUB_OFFLINE:  # the hub's cache has to be complete
+                fetch(repo_id, revision, ["model*.safetensors"])
+                files = local_files(directory, repo_id)
+            else:
+                files = hub_files(repo_id, revision, directory)
+            return Manifest(source="hub", repo_id=repo_id, revision=revision, files=files)
+        case Local(path=path):
+            return Manifest(source="local", path=path, files=local_files(directory, path))
+        case Tiny():
+            files = local_files(directory, "the tiny base")
+            if [file.sha256 for file in files] != [TINY_SHA256]:
+                raise Fail("the tiny base is not as committed; run `git checkout pipeline/simulated/tiny_base`")
+            return Manifest(source="tiny", files=files)
 
 
-def check_fetched(directory: Path, siblings: list[Any]) -> None:
-    """Raise `Fail` if a fetched file is not the one that the hub names: its sha256 or, if it is small, git's sha1."""
-    for file in siblings:
-        path = directory / file.rfilename
-        if not path.is_file():
+def local_files(directory: Path, source: str) -> list[WeightFile]:
+    """The weight files of a model directory; raises `Fail`."""
+    present = sorted(path.name for path in directory.glob("*.safetensors"))
+    paths = [directory / name for name in weight_names(directory, present, source)]
+    check_tensors(directory, {name: tensor for path in paths for name, tensor in read_header(path).items()}, source)
+    return [WeightFile(name=path.name, size=path.stat().st_size, sha256=sha256(path)) for path in paths]
+
+
+def hub_files(repo_id: str, revision: str, directory: Path) -> list[WeightFile]:
+    """The weight files of a repository at a commit, as the hub describes them; only their headers are downloaded."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    source, api = f"{repo_id} at {revision}", HfApi()
+    info = from_hub("base", api.model_info, repo_id, revision=revision, files_metadata=True)
+    siblings: dict[str, Any] = {file.rfilename: file for file in info.siblings or []}
+    check_fetched(directory, siblings)
+    # Llama 3's repositories hold the same weights again under original/: only the top level is the model.
+    present = [name for name in siblings if "/" not in name and name.endswith(".safetensors")]
+    files: list[WeightFile] = []
+    tensors: dict[str, Tensor] = {}
+    for name in weight_names(directory, present, source):
+        if not siblings[name].lfs:
+            raise Fail(f"{source}: the hub gives no sha256 of {name}; choose another base")
+        files.append(WeightFile(name=name, size=siblings[name].size, sha256=siblings[name].lfs.sha256))
+        request = partial(api.parse_safetensors_file_metadata, filename=name)
+        try:
+            header = from_hub("base", request, repo_id, revision=revision)
+        except SafetensorsParsingError:
+            raise Fail(f"{source}: {name} is not a safetensors file; choose another base") from None
+        tensors |= {key: Tensor(value.dtype, tuple(value.shape)) for key, value in header.tensors.items()}
+    check_tensors(directory, tensors, source)
+    return files
+
+
+def check_fetched(directory: Path, siblings: dict[str, Any]) -> None:
+    """Raise `Fail` if a small file is not the one that the hub names: its sha256 or git's sha1 differs."""
+    for name, file in siblings.items():
+        path = directory / name
+        if name.endswith(".safetensors") or not path.is_file():
             continue
         body = path.read_bytes()
         if file.lfs:
@@ -56,59 +111,20 @@ def check_fetched(directory: Path, siblings: list[Any]) -> None:
         else:
             whole = file.blob_id == hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
         if not whole:
-            raise Fail(f"{path} is not what the hub has; remove {path.resolve()} {AND_AGAIN}")
-
-
-def hub_weights(repo_id: str, revision: str) -> list[dict[str, Any]]:
-    """Name, size and sha256 of a repository's safetensors files at a commit, as the hub (or a full cache) tells."""
-    from huggingface_hub import HfApi
-
-    if os.environ.get("HF_HUB_OFFLINE"):
-        return describe(fetch(repo_id, revision, ["*.safetensors"]))
-    directory = fetch(repo_id, revision, [])  # its errors are sentences, and come before any question about files
-    info = from_hub("base", HfApi().model_info, repo_id, revision=revision, files_metadata=True)
-    siblings = info.siblings or []
-    check_fetched(directory, [file for file in siblings if not file.rfilename.endswith(".safetensors")])
-    # Llama 3's repositories hold the same weights once more under original/: only the top level is the model.
-    shards = [file for file in siblings if "/" not in file.rfilename and file.rfilename.endswith(".safetensors")]
-    if not shards:
-        raise Fail(f"{repo_id} at {revision} holds no safetensors weights; pickle weights are refused, choose another")
-    files: list[dict[str, Any]] = []
-    for file in shards:
-        if not file.lfs:
-            raise Fail(
-                f"{repo_id} at {revision}: the hub tells no sha256 of {file.rfilename}; choose another repository"
-            )
-        files.append({"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256})
-    return files
+            raise Fail(f"{path} differs from the hub's file; remove {path.resolve()} and run `dvc repro`")
 
 
 def main(base: Path, metrics: Path, resources: Path) -> None:
-    """Write BASE and its manifest; METRICS and RESOURCES say how a base made on the spot fared."""
+    """Write BASE with its manifest; METRICS has the size of the weights, RESOURCES time and memory."""
     usage = Usage()
-    figures: dict[str, float] = {}
-    with writing(base) as partial:
-        match load_params():
-            case Hub(repo_id=repo_id, revision=revision):
-                manifest = {"source": "hub", "repo_id": repo_id, "revision": revision}
-                files = hub_weights(repo_id, revision)
-                copy_configuration(fetch(repo_id, revision, []), partial)
-            case Local(path=path):
-                manifest = {"source": "local", "path": path}
-                files = describe(Path(path))
-                copy_configuration(Path(path), partial)
-            case tiny:
-                from pipeline.simulated.tiny import Tiny, build
-
-                assert isinstance(tiny, Tiny)
-                partial.mkdir()
-                figures = build(partial, tiny)
-                manifest = {"source": "tiny"}
-                files = describe(partial)
-        write_json(partial / MANIFEST, {**manifest, "files": files})
-    write_json(metrics, {"weight_bytes": sum(file["size"] for file in files), **figures})
+    params = load_params("base", BASE)
+    directory = configuration_directory(params)
+    source = "the tiny base" if isinstance(params, Tiny) else getattr(params, "repo_id", str(directory))
+    with writing(base) as target:
+        copy_configuration(directory, target)
+        manifest = manifest_of(params, directory)
+        check_prompt(directory)
+        check_convertible(target, isinstance(params, Tiny), source)
+        write_json(target / MANIFEST, manifest.model_dump())
+    write_json(metrics, {"weight_bytes": sum(file.size for file in manifest.files)})
     write_json(resources, usage.figures())
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,24 +1,32 @@
 """Baseline: what the tuned model must beat, on the same questions.
 
 The untuned base through the same converter, quantizer and scorer; the majority label of the training questions; and
-TF-IDF over words and pairs of words with logistic regression, its C chosen by cross-validation on those questions.
+TF-IDF over words and word pairs with logistic regression, its C chosen by cross-validation on those questions.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.records import read_examples, write_json
-from pipeline.core.stage import Usage, run, scratch
+from pipeline.core.example import Example
+from pipeline.core.files import read_rows
+from pipeline.core.labels import LABELS
+from pipeline.core.outputs import scratch, write_json
+from pipeline.core.params import load_params
+from pipeline.core.question import Question
+from pipeline.core.usage import Usage
+from pipeline.models.base_weights import weights_directory
 from pipeline.models.gguf import build
-from pipeline.models.weights import load_directory, read_manifest
-from pipeline.scoring.measures import summary
-from pipeline.scoring.predict import Params, predict
-from pipeline.scoring.protocols import INSTRUCTION, LABELS
-from pipeline.stages import quantize
+from pipeline.models.manifest import read_manifest
+from pipeline.scoring.measures import rounded, summary, wilson
+from pipeline.scoring.predict import Settings, predict
+from pipeline.scoring.predictions import read_predictions
+from pipeline.sections.evaluate import Evaluate
+from pipeline.sections.quantize import Quantize
 
 
-def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
-    """Accuracy and macro-F1 on `test` of the majority label and of TF-IDF + logistic regression, fitted on `train`."""
+def text_baselines(fitting: Sequence[Example], asked: Sequence[Question]) -> dict[str, Any]:
+    """Accuracy and macro-F1 on `asked` of the majority label and of TF-IDF + regression, fitted on `fitting`."""
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -26,45 +34,38 @@ def text_baselines(train: list[Path], test: Path) -> dict[str, float]:
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
 
-    # In the order of their PMIDs: the folds, and so C, must not depend on what was drawn for validation.
-    fitting = sorted((row for path in train for row in read_examples(path)), key=lambda row: row["pmid"])
-    asked = read_examples(test)
-    texts, questions = (
-        [row["prompt"][-1]["content"].removesuffix(INSTRUCTION) for row in rows] for rows in (fitting, asked)
-    )
-    answers, gold = ([row["label"] for row in rows] for rows in (fitting, asked))
+    # In the order of PMIDs: the folds, and so C, must not depend on what was drawn for validation.
+    fitting = sorted(fitting, key=lambda row: row.pmid)
+    texts, answers = [row.text for row in fitting], [row.label for row in fitting]
+    questions, gold = [row.text for row in asked], [row.label for row in asked]
     folds = max(2, min(10, *(answers.count(label) for label in set(answers))))
     tfidf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)
     )
-    labels = list(LABELS)
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     for name, classifier in {
         "majority": DummyClassifier(strategy="most_frequent"),
         "tfidf": GridSearchCV(tfidf, {"logisticregression__C": [1, 10, 100]}, cv=folds),
     }.items():
         predicted = classifier.fit(texts, answers).predict(questions)
-        figures[f"{name}_accuracy"] = round(float(accuracy_score(gold, predicted)), 6)
-        scores: Any = f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
-        figures[f"{name}_macro_f1"] = round(float(scores), 6)
+        right = round(float(accuracy_score(gold, predicted, normalize=False)))
+        macro_f1: Any = f1_score(gold, predicted, labels=list(LABELS), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
+        figures[name] = {"accuracy": rounded(wilson(right, len(gold), 0.95)), "macro_f1": rounded(float(macro_f1))}
     return figures
 
 
 def main(
     base: Path, train: Path, validation: Path, test: Path, predictions: Path, metrics: Path, resources: Path
 ) -> None:
-    """Write PREDICTIONS and METRICS of the untuned base as evaluate does, the text baselines' rows beside them."""
+    """Write PREDICTIONS and METRICS of the untuned base as evaluate does, and the text baselines' scores."""
     usage = Usage()
-    quant_type, params = quantize.Params.load("quantize").quant_type, Params.load("evaluate")
-    text_rows = text_baselines([train, validation], test)
-    manifest = read_manifest(base)
-    directory = load_directory(base, manifest)
+    quantize, params = load_params("quantize", Quantize), load_params("evaluate", Evaluate)
+    fitting = [*read_rows(train, Example), *read_rows(validation, Example)]
+    baselines = text_baselines(fitting, read_rows(test, Question))
+    manifest, directory = read_manifest(base), weights_directory(base)
+    settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens)
     with scratch(base.parent / "base.gguf") as gguf:
-        build(directory, gguf, quant_type, quantize.metadata(manifest, {"name": "none"}, quant_type))
-        speed = predict(gguf, test, params, predictions)
-    write_json(metrics, {**summary(predictions), **text_rows})
+        build(directory, manifest, gguf, quantize.quant_type, {})
+        speed = predict(gguf, test, settings, predictions)
+    write_json(metrics, {**summary(read_predictions(predictions)), **baselines})
     write_json(resources, {**usage.figures(), **speed})
-
-
-if __name__ == "__main__":
-    run(main)

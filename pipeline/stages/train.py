@@ -1,64 +1,52 @@
-"""Train: formatted examples and a base -> a LoRA adapter, by QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
+"""Train: examples and a base -> a LoRA adapter, by QLoRA (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 
 The base's linear layers are quantized to NF4 and frozen; rank-r updates (Hu et al. 2021,
-https://arxiv.org/abs/2106.09685) are trained with TRL's SFTTrainer, the loss taken on the assistant's turn alone.
-A run that was killed goes on from its last checkpoint in .checkpoints/<key> and ends as if it had not been.
+https://arxiv.org/abs/2106.09685) are trained with TRL's SFTTrainer. The loss is taken on the answer's tokens only.
+A killed run continues from its last checkpoint in .checkpoints/<key> and ends with the same adapter.
 """
 
 import gc
+import json
+import logging
 import math
 import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+from pipeline.core.errors import Fail
+from pipeline.core.example import Example
+from pipeline.core.files import read_rows, sha256
+from pipeline.core.outputs import remove, write_csv, write_json, writing
+from pipeline.core.params import load_params
+from pipeline.core.resume import CHECKPOINTS, installed, run_key
+from pipeline.core.usage import Usage
+from pipeline.models.base_weights import weights_directory
+from pipeline.models.manifest import ADAPTER, IDENTITY, Identity, Manifest, read_manifest
+from pipeline.models.training import Training
+from pipeline.sections.train import Train
 
-from pipeline.core.records import CHECKPOINTS, read_examples, read_json, run_key, sha256, write_csv, write_json
-from pipeline.core.stage import Fail, Section, Usage, remove, run, writing
-from pipeline.models.weights import ADAPTER, IDENTITY, load_directory, read_manifest
-
-Positive = Annotated[int, Field(gt=0)]
-COMPLETE = "complete.json"  # in a checkpoint, written last: file -> sha256
-
-
-class Params(Section):
-    """Names and meanings are those of transformers' TrainingArguments, PEFT's LoraConfig and BitsAndBytesConfig."""
-
-    backend: Literal["trl", "unsloth"]
-    seed: int
-    r: Positive
-    lora_alpha: Positive
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[list[str], Field(min_length=1)]
-    bnb_4bit_quant_type: Literal["nf4", "fp4"]
-    bnb_4bit_use_double_quant: bool
-    dtype: Literal["float32", "bfloat16", "float16"]  # of the computation
-    max_length: Positive  # tokens; a longer example is refused, never cut
-    max_steps: Positive
-    save_steps: Positive  # from one checkpoint to the next: what a kill can cost
-    per_device_train_batch_size: Positive
-    gradient_accumulation_steps: Positive
-    gradient_checkpointing: bool
-    offload_embedding: bool  # Unsloth's: the embedding waits in main memory, a gigabyte of VRAM for some speed
-    learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
-    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+COMPLETE = "complete.json"  # in a checkpoint, written last: file name -> sha256
+EXTRAS = ["train", "unsloth"]  # of pyproject.toml
+SAVE_STEPS = 20  # from one checkpoint to the next: what a kill can cost; SAVE_STEPS in the environment overrides it
 
 
-def check_backend(params: Params) -> None:
-    """Raise `Fail` if the backend cannot run here, or cannot do what it is asked for; imports Unsloth if that is it.
+def save_steps() -> int:
+    """Steps between checkpoints. An environment variable, because it changes no result."""
+    value = os.environ.get("SAVE_STEPS", str(SAVE_STEPS))
+    if not value.isascii() or not value.isdecimal() or not 0 < int(value) < 2**31:
+        raise Fail("the environment variable SAVE_STEPS must be a whole number above 0; set it to one, or unset it")
+    return int(value)
+
+
+def check_backend(params: Train) -> None:
+    """Raise `Fail` if the backend cannot run here; imports Unsloth if it is chosen.
 
     Unsloth replaces functions of transformers, TRL and PEFT, so it has to be imported before they are.
     """
     if params.backend == "trl":
-        if params.offload_embedding:
-            raise Fail("params.yaml: train.offload_embedding: only train.backend unsloth can do that; set it to false")
         return
 
     import torch
@@ -66,19 +54,19 @@ def check_backend(params: Params) -> None:
     if not torch.cuda.is_available():
         raise Fail("params.yaml: train.backend: unsloth needs a CUDA card, and torch finds none; set it to trl")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    # The code that it generates: left to itself, Unsloth writes it into this directory.
+    # Unsloth writes generated code into the working directory unless it is given another place.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medical-reasoner" / "unsloth"))
     try:
         import unsloth  # noqa: F401  # pyright: ignore
     except ModuleNotFoundError as error:
         raise Fail(
-            f"params.yaml: train.backend: unsloth is not installed whole (no module {error.name}); "
+            f"params.yaml: train.backend: the installation of unsloth is incomplete (no module {error.name}); "
             "run `make setup GPU=1`, or set it to trl"
         ) from None
 
 
-def quantized_lora(params: Params, directory: Path) -> tuple[Any, Any]:
-    """The base in 4 bit with fresh LoRA matrices, and its tokenizer: the seam between backends."""
+def quantized_lora(params: Train, directory: Path) -> tuple[Any, Any]:
+    """The 4-bit base with new LoRA matrices, and its tokenizer, by the chosen backend."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -100,15 +88,15 @@ def quantized_lora(params: Params, directory: Path) -> tuple[Any, Any]:
 
 
 def unsloth_lora(
-    params: Params, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]
+    params: Train, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """As `quantized_lora`, with Unsloth's kernels and its checkpoints, which wait in main memory."""
+    """As `quantized_lora`, with Unsloth's kernels and its gradient checkpoints in main memory."""
     from unsloth import FastLanguageModel  # pyright: ignore
 
     unsloth: Any = FastLanguageModel
     checkpointing = "unsloth" if params.gradient_checkpointing else False
     model, tokenizer = unsloth.from_pretrained(
-        str(directory.absolute()),  # it takes models/base for a repository of the hub, and asks for that
+        str(directory.absolute()),  # a relative path would be taken for a repository of the hub
         max_seq_length=params.max_length,
         dtype=dtype,
         quantization_config=quantization,
@@ -118,13 +106,14 @@ def unsloth_lora(
         trust_remote_code=False,
         local_files_only=True,
     )
+    check_modules(model, params.target_modules)
     return unsloth.get_peft_model(
         model, **lora, use_gradient_checkpointing=checkpointing, random_state=params.seed
     ), tokenizer
 
 
-def trl_lora(params: Params, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]) -> tuple[Any, Any]:
-    """As `quantized_lora`, with transformers and PEFT alone: on any CUDA card, and on a CPU."""
+def trl_lora(params: Train, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]) -> tuple[Any, Any]:
+    """As `quantized_lora`, with transformers and PEFT: on any CUDA card, and on a CPU."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,17 +126,28 @@ def trl_lora(params: Params, directory: Path, dtype: Any, quantization: Any, lor
         trust_remote_code=False,
         quantization_config=quantization,
     )
+    check_modules(model, params.target_modules)
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=params.gradient_checkpointing)
     config = LoraConfig(**lora, task_type="CAUSAL_LM")
     return get_peft_model(model, config), AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
-def check_lengths(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -> None:
-    """Raise `Fail` if an example has more than `max_length` tokens: cutting it would cut the answer off."""
-    chats = [row["prompt"] + row["completion"] for row in rows]
-    lengths = [len(ids) for ids in tokenizer.apply_chat_template(chats, return_dict=False)]
-    pmids = [row["pmid"] for row in rows]
-    if long := [(length, pmid) for length, pmid in zip(lengths, pmids, strict=True) if length > max_length]:
+def check_modules(model: Any, names: list[str]) -> None:
+    """Raise `Fail` unless every name is the end of a linear layer's: PEFT only demands that one of them is."""
+    import torch
+
+    layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if wrong := [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]:
+        known = sorted({layer.rpartition(".")[2] for layer in layers} - {"lm_head"})
+        raise Fail(
+            f"params.yaml: train.target_modules: the base has no linear layer {', '.join(wrong)}; it has "
+            f"{', '.join(known)}"
+        )
+
+
+def check_lengths(rows: list[Example], max_length: int) -> None:
+    """Raise `Fail` if an example has more than `max_length` tokens: truncation would cut the answer off."""
+    if long := [(len(row.input_ids), row.pmid) for row in rows if len(row.input_ids) > max_length]:
         length, pmid = max(long)
         raise Fail(
             f"params.yaml: train.max_length: {len(long)} examples have more than {max_length} tokens "
@@ -156,7 +156,7 @@ def check_lengths(rows: list[dict[str, Any]], tokenizer: Any, max_length: int) -
 
 
 def memory() -> tuple[float, float, float]:
-    """Resident memory of this process now, and the peak of allocated and of reserved VRAM so far, in MiB."""
+    """Resident memory of this process, and the peaks of allocated and of reserved VRAM so far, in MiB."""
     import psutil
     import torch
 
@@ -167,8 +167,8 @@ def memory() -> tuple[float, float, float]:
     return rss, allocated, reserved
 
 
-def forget_loading() -> None:
-    """Let the peaks of VRAM begin with the training: loading leaves room behind that no step needs."""
+def reset_peak_memory() -> None:
+    """Start the peaks of VRAM at the training: loading needs memory that no step needs."""
     import torch
 
     gc.collect()
@@ -178,9 +178,10 @@ def forget_loading() -> None:
 
 
 def step_recorder() -> Any:
-    """A transformers callback that adds `figures` to each step's row of the log, which a checkpoint holds.
+    """A transformers callback that adds time and memory to each step's row of the log, which a checkpoint holds.
 
-    `skipped` counts the steps that float16's loss scaling left out: the first few, while it looks for its scale.
+    It stops at the first loss that is not finite. `skipped` counts the steps that float16's loss scaling leaves out:
+    the first few, while it searches for its scale.
     """
     from transformers import TrainerCallback
 
@@ -190,8 +191,11 @@ def step_recorder() -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             before, self.at = self.at, time.perf_counter()
+            row = state.log_history[-1]
+            if "loss" in row:
+                check_loss(row["loss"], f"step {state.global_step}")
             rss, allocated, reserved = memory()
-            state.log_history[-1] |= {
+            row |= {
                 "seconds": self.at - before,
                 "rss_mib": rss,
                 "vram_allocated_mib": allocated,
@@ -210,25 +214,31 @@ def step_recorder() -> Any:
     return StepRecorder()
 
 
+def check_loss(loss: float, where: str) -> None:
+    """Raise `Fail` if a loss is not finite: later steps cannot repair the adapter."""
+    if not math.isfinite(loss):
+        raise Fail(f"the loss at {where} is {loss}; lower train.learning_rate in params.yaml, then run `dvc repro`")
+
+
 def digests(checkpoint: Path) -> dict[str, str]:
     """File name -> sha256 of what the trainer wrote into a checkpoint."""
     return {path.name: sha256(path) for path in checkpoint.iterdir() if path.name != COMPLETE}
 
 
 def device() -> str:
-    """The kind of device that trains: it decides the result's last bits."""
+    """The kind of device that trains: it determines the last bits of the result."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint in `directory` that is whole; removes any newer one, which a kill or a hand has altered."""
-    for path in sorted(directory.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name), reverse=True):
+    """The newest complete checkpoint in `directory`; removes newer ones that are truncated or altered."""
+    for path in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            if read_json(path / COMPLETE) == digests(path):
+            if json.loads((path / COMPLETE).read_bytes()) == digests(path):
                 return path
-        except (Fail, OSError):
+        except (ValueError, OSError):
             pass
         remove(path)
     return None
@@ -236,13 +246,13 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 @contextmanager
 def memory_errors() -> Generator[None]:
-    """Turn running out of memory, on the card or beside it, into a sentence that names what to lower."""
+    """Turn running out of memory, on the card or on the host, into a sentence that names what to lower."""
     import torch
 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # A CPU tensor that finds no memory is a bare RuntimeError.
+        # A CPU tensor that finds no memory raises a plain RuntimeError.
         if type(error) is RuntimeError and "can't allocate memory" not in str(error):
             raise
         raise Fail(
@@ -251,21 +261,27 @@ def memory_errors() -> Generator[None]:
         ) from None
 
 
-def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dict[str, Any]]], work: Path) -> Any:
-    """TRL's SFTTrainer over prompt/completion rows; TRL masks the prompt, so that only the answer is learnt."""
+def columns(row: Example) -> dict[str, list[int]]:
+    """A row of the trainer's data set: token ids, and 1 for each token of the answer."""
+    answer = len(row.input_ids) - row.prompt_tokens
+    return {"input_ids": row.input_ids, "completion_mask": [0] * row.prompt_tokens + [1] * answer}
+
+
+def build_trainer(
+    params: Train, model: Any, tokenizer: Any, train: list[Example], validation: list[Example], work: Path
+) -> Any:
+    """TRL's SFTTrainer over token ids that `format` made; the loss is on the answer alone."""
     import torch
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
-
-    def dataset(split: str) -> Any:
-        return Dataset.from_list([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows[split]])
 
     config = SFTConfig(
         output_dir=str(work),
         seed=params.seed,
         data_seed=params.seed,
         max_length=None,
+        completion_only_loss=True,
         max_steps=params.max_steps,
         per_device_train_batch_size=params.per_device_train_batch_size,
         per_device_eval_batch_size=params.per_device_train_batch_size,
@@ -284,16 +300,16 @@ def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, li
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
-        save_steps=params.save_steps,
-        save_total_limit=2,  # the older goes once the newer is written, but before that is known to be whole
+        save_steps=save_steps(),
+        save_total_limit=2,  # the older one is removed when the newer one is written, before that is known complete
         report_to="none",
     )
     trainer: Any = SFTTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
-        train_dataset=dataset("train"),
-        eval_dataset=dataset("validation"),
+        train_dataset=Dataset.from_list([columns(row) for row in train]),
+        eval_dataset=Dataset.from_list([columns(row) for row in validation]),
     )
     # TRL casts the adapter of a 4-bit base to bfloat16: GradScaler fails on it, and a resumed run would differ.
     for parameter in trainer.model.parameters():
@@ -302,30 +318,32 @@ def build_trainer(params: Params, model: Any, tokenizer: Any, rows: dict[str, li
     return trainer
 
 
-def check_losses(losses: list[float]) -> None:
-    """Raise `Fail` at the first loss, a step's or in the end validation's, that is no number."""
-    for step, loss in enumerate(losses, 1):
-        if not math.isfinite(loss):
-            raise Fail(f"the loss is {loss} after step {min(step, len(losses) - 1)}; lower train.learning_rate")
-
-
 def throughput(steps: list[dict[str, Any]], warm_up: int) -> float:
-    """Tokens a second, prompt included and padding not, over the steps after the first and `warm_up` more."""
+    """Tokens a second, prompts included and padding not, over the steps after the first `warm_up` + 1."""
     first = min(warm_up, len(steps) - 1)
     seconds = sum(row["seconds"] for row in steps[first + 1 :])
     tokens = steps[-1]["num_input_tokens_seen"] - steps[first]["num_input_tokens_seen"]
     return tokens / seconds if seconds else 0.0
 
 
-def save_adapter(model: Any, directory: Path, manifest: dict[str, Any]) -> None:
-    """PEFT's two files and the base's identity, with nothing in them that names this machine or changes run by run."""
-    model.save_pretrained(directory, save_embedding_layers=False)  # left to itself, PEFT asks the hub about them
+def adapted_modules(adapter: Path) -> list[str]:
+    """The names of the layers that have LoRA matrices in a saved adapter, such as q_proj; sorted."""
+    from safetensors import safe_open
+
+    with safe_open(adapter / ADAPTER, "np") as tensors:
+        return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors.keys()})  # noqa: SIM118
+
+
+def save_adapter(model: Any, directory: Path, manifest: Manifest) -> None:
+    """PEFT's two files and the base's identity; nothing in them names this machine or differs from run to run."""
+    model.save_pretrained(directory, save_embedding_layers=False)  # otherwise PEFT asks the hub about them
     (directory / "README.md").unlink(missing_ok=True)
-    config = read_json(directory / "adapter_config.json")
+    config = json.loads((directory / "adapter_config.json").read_text("utf-8"))
     config["target_modules"] = sorted(config["target_modules"])  # PEFT saves a set, in another order every time
-    config["base_model_name_or_path"] = manifest.get("repo_id", manifest["source"])
+    config["base_model_name_or_path"] = manifest.name
     write_json(directory / "adapter_config.json", config)
-    write_json(directory / IDENTITY, {"adapter": sha256(directory / ADAPTER), "files": manifest["files"]})
+    identity = Identity(adapter=sha256(directory / ADAPTER), files=manifest.files)
+    write_json(directory / IDENTITY, identity.model_dump())
 
 
 def main(
@@ -338,39 +356,46 @@ def main(
     memory_log: Path,
     resources: Path,
 ) -> None:
-    """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG a row a step; RESOURCES."""
-    params = Params.load("train")
+    """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG, a row a step; RESOURCES."""
+    params = load_params("train", Train)
     check_backend(params)
-    rows = {"train": read_examples(train), "validation": read_examples(validation)}
+    training, held_out = read_rows(train, Example), read_rows(validation, Example)
+    check_lengths(training + held_out, params.max_length)
     usage = Usage()
-    manifest = read_manifest(base)
-    directory = load_directory(base, manifest)
-
-    work = CHECKPOINTS / run_key(params, [train, validation, *sorted(base.iterdir()), Path(__file__)], device())
+    manifest, directory = read_manifest(base), weights_directory(base)
+    # Without its package `kernels`, which fetches code from a hub, bitsandbytes warns and uses its own CPU code.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    work = CHECKPOINTS / run_key(params.model_dump(), [train, validation, *sorted(base.iterdir())], EXTRAS, device())
 
     from transformers import set_seed
 
-    set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed comes too late for it
+    set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed is set too late for it
     with memory_errors():
         model, tokenizer = quantized_lora(params, directory)
-        check_lengths(rows["train"] + rows["validation"], tokenizer, params.max_length)
-        trainer = build_trainer(params, model, tokenizer, rows, work)
+        trainer = build_trainer(params, model, tokenizer, training, held_out, work)
         trainer.add_callback(step_recorder())
         checkpoint = last_checkpoint(work)
-        forget_loading()
+        reset_peak_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         validation_loss = trainer.evaluate()["eval_loss"]
+    check_loss(validation_loss, "validation")
     history = [row for row in trainer.state.log_history if "loss" in row]
-    losses = [row["loss"] for row in history]
-    check_losses([*losses, validation_loss])
     with writing(adapter) as partial:
         save_adapter(model, partial, manifest)
-    columns = ["step", "loss", "learning_rate", "grad_norm"]
-    write_csv(log, columns, ([row[name] for name in columns] for row in history))
-    columns = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
-    write_csv(memory_log, columns, ([row[name] for name in columns] for row in history))
-    figures = {"first_loss": losses[0], "last_loss": losses[-1], "validation_loss": validation_loss}
-    write_json(metrics, {**figures, "skipped_steps": sum(row["skipped"] for row in history)})
+        facts = Training(
+            params=params,
+            modules=adapted_modules(partial),
+            packages=installed(EXTRAS),
+            training_examples=len(training),
+            validation_examples=len(held_out),
+        )
+        write_json(partial / "training.json", facts.model_dump())
+    names = ["step", "loss", "learning_rate", "grad_norm"]
+    write_csv(log, names, ([row[name] for name in names] for row in history))
+    names = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
+    write_csv(memory_log, names, ([row[name] for name in names] for row in history))
+    losses = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "validation_loss": validation_loss}
+    write_json(metrics, {**losses, "skipped_steps": sum(row["skipped"] for row in history)})
     _, allocated, reserved = memory()
     figures = {
         **usage.figures(),
@@ -380,11 +405,7 @@ def main(
         "tokens_per_second": round(throughput(history, params.warmup_steps), 1),
     }
     write_json(resources, figures)
-    for path in CHECKPOINTS.glob("*/"):  # those of other keys too: few are kept, and none after a success
+    for path in CHECKPOINTS.glob("*/"):  # also those of other keys: few are kept, and none after a success
         remove(path)
-    with suppress(OSError):  # a killed evaluation's answers may lie there
+    with suppress(OSError):  # the journal of a killed evaluation may be there
         CHECKPOINTS.rmdir()
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,0 +1,22 @@
+"""Running a command's `main` with typer: its module's docstring is the help, a user's mistake is one line."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from pipeline.core.errors import Fail, disk_problem
+
+
+def run_command(name: str, main: Callable[..., Any], arguments: list[str]) -> None:
+    """Call `main` with options and arguments parsed from `arguments`; exits with status 1 on a `Fail`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(help=main.__globals__["__doc__"])(main)
+    try:
+        app(arguments, prog_name=f"python -m pipeline {name}")
+    except Exception as error:
+        sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
+        if sentence is None:
+            raise
+        sys.exit(f"{name}: {sentence}")

@@ -1,0 +1,137 @@
+"""Turn a table of questions (CSV, TSV or XLSX) into the two JSON files that the pipeline reads.
+
+A row is one question: an identifier, the question, the abstract, the answer (yes, no or maybe) and the conclusion. The
+test questions are drawn by answer; with --group, all questions of a group (a patient, a study) are in one split.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.core.dataset import fail_with, read_dataset
+from pipeline.core.errors import Fail
+from pipeline.core.files import sha256
+from pipeline.core.labels import LABELS
+from pipeline.core.outputs import scratch, write_json
+
+# Excel writes all of them: "Unicode Text", "CSV UTF-8" with a byte-order mark, and "CSV".
+ENCODINGS = ("utf-16", "utf-8-sig", "cp1252")
+FOLDS = 20  # a fold of a twentieth of the questions, so that the share of test questions is right to 5 %
+
+
+def read_table(path: Path, sheet: str) -> Any:
+    """The table as a pandas DataFrame of strings; raises `Fail`."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise Fail(f"{path} does not exist; name a CSV, TSV or XLSX file")
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False}
+    try:
+        if path.suffix.lower() in (".xlsx", ".xlsm"):
+            return pd.read_excel(path, sheet_name=sheet or 0, **options).fillna("")
+        for encoding in ENCODINGS:
+            try:
+                with path.open(encoding=encoding) as file:
+                    header = file.readline()
+                separator = max("\t;,", key=header.count)
+                table = pd.read_csv(path, sep=separator, encoding=encoding, skip_blank_lines=False, **options)
+            except UnicodeError:
+                continue
+            if not isinstance(table.index, pd.RangeIndex):
+                raise ValueError(f"rows have more fields than the first line: quote fields with a {separator!r}")
+            return table.fillna("")
+    except Exception as error:  # pandas and openpyxl raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise Fail(f"{path} cannot be read as a table ({reason}); save it as CSV UTF-8 or XLSX") from None
+    raise Fail(f"{path} is neither UTF-8 nor Windows-1252 text; save it as CSV UTF-8")
+
+
+def choose_columns(table: Any, columns: dict[str, str], path: Path) -> Any:
+    """The table with the columns that are used, under our names; raises `Fail` listing the missing ones."""
+    wanted = {ours: name for ours, name in columns.items() if name}
+    found = {str(name).strip().lower(): name for name in table.columns}
+    if missing := [name for name in wanted.values() if name.lower() not in found]:
+        raise Fail(
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}: name yours with "
+            "options such as --question"
+        )
+    chosen = table[[found[name.lower()] for name in wanted.values()]].copy()
+    chosen.columns = list(wanted)
+    for name in chosen.columns:
+        chosen[name] = chosen[name].str.strip()
+    return chosen[(chosen != "").any(axis=1)]  # Excel files often end with empty rows
+
+
+def problems(table: Any) -> list[str]:
+    """What is wrong with the rows, with their numbers as Excel shows them and identifiers."""
+    found: list[str] = []
+    for number, row in table.to_dict("index").items():
+        name = f"row {number + 2} ({row['id'] or 'no identifier'})"
+        found += [f"{name}: {column} is empty" for column in table.columns if not row[column]]
+        if row["answer"] and row["answer"].lower() not in LABELS:
+            found.append(f"{name}: the answer must be yes, no or maybe")
+    counts = table["id"].value_counts()
+    found += [f"{name}: the identifier occurs {count} times" for name, count in counts.items() if name and count > 1]
+    return found
+
+
+def as_record(row: dict[str, str]) -> dict[str, Any]:
+    """A row in PubMedQA's schema; an abstract's paragraphs become its sections."""
+    contexts = [part.strip() for part in row["abstract"].splitlines() if part.strip()]
+    return {
+        "QUESTION": row["question"],
+        "CONTEXTS": contexts,
+        "LABELS": [""] * len(contexts),
+        "LONG_ANSWER": row["conclusion"],
+        "final_decision": row["answer"].lower(),
+    }
+
+
+def draw_test(table: Any, share: float, seed: int) -> set[str]:
+    """Identifiers of the test questions: about `share` of all, stratified by answer, groups kept whole."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = table["group"] if "group" in table.columns else table["id"]
+    folds = min(FOLDS, groups.nunique(), max(table["answer"].str.lower().value_counts(), default=0))
+    if folds < 2:
+        raise Fail("the table needs two groups of questions, and two questions with the same answer; add some")
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    drawn: set[str] = set()
+    for _, inside in splitter.split(table, table["answer"].str.lower(), groups):
+        if len(drawn) >= share * len(table):
+            break
+        drawn |= set(table["id"].iloc[inside])
+    return drawn
+
+
+def main(
+    file: Annotated[Path, typer.Argument(help="The table; its first line names the columns.")],
+    output: Annotated[Path, typer.Option(help="Directory for the two JSON files.")] = Path("my-questions"),
+    id_column: Annotated[str, typer.Option("--id", help="Column of identifiers.")] = "id",
+    question: Annotated[str, typer.Option(help="Column of questions.")] = "question",
+    abstract: Annotated[str, typer.Option(help="Column of abstracts, without the conclusion.")] = "abstract",
+    answer: Annotated[str, typer.Option(help="Column of answers: yes, no or maybe.")] = "answer",
+    conclusion: Annotated[str, typer.Option(help="Column of conclusions.")] = "conclusion",
+    group: Annotated[str, typer.Option(help="Column whose values must not be in both training and test.")] = "",
+    sheet: Annotated[str, typer.Option(help="Sheet of an XLSX file; default: the first.")] = "",
+    test_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of test questions.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draw.")] = 1,
+) -> None:
+    """Write OUTPUT/records.json and OUTPUT/test_ground_truth.json, and print the section `download` for params.yaml."""
+    columns = {"id": id_column, "question": question, "abstract": abstract, "answer": answer}
+    table = choose_columns(read_table(file, sheet), {**columns, "conclusion": conclusion, "group": group}, file)
+    fail_with(problems(table), str(file), "import it again")
+    test = draw_test(table, test_share, seed)
+    rows: dict[str, dict[str, str]] = {row["id"]: row for row in table.to_dict("records")}
+    truth = {name: row["answer"].lower() for name, row in rows.items() if name in test}
+    with scratch(output / "import") as partial:
+        write_json(partial / "records.json", {name: as_record(row) for name, row in rows.items()})
+        write_json(partial / "test_ground_truth.json", truth)
+        read_dataset(partial / "records.json", partial / "test_ground_truth.json", str(file), "the test questions")
+        for path in partial.iterdir():
+            path.replace(output / path.name)
+    typer.echo(f"{output}: {len(rows)} questions, {len(test)} of them for the test. In params.yaml:\n")
+    typer.echo(f"download:\n  source: files\n  location: {output}")
+    for key, name in {"records": "records.json", "test_ground_truth": "test_ground_truth.json"}.items():
+        typer.echo(f"  {key}:\n    name: {name}\n    sha256: {sha256(output / name)}")

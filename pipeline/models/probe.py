@@ -1,0 +1,104 @@
+"""Whether llama.cpp sees the token ids that training saw: a probe text through every tokenizer of a model."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.core.errors import Fail
+from pipeline.core.question import Message
+from pipeline.models.chat import ChatTemplate, control_tokens, read_template
+from pipeline.models.encoder import Encoder
+
+# Kinds of text on which pre-tokenizers differ.
+PROBE = (
+    "P = 0.0317 (95% CI 1.24\u20132.75), n=1234567; it's the patient's 3rd visit, don't they'll.\n\n\n"
+    "Übergröße naïve Ménière œdème\u00a0\u202f\u2009 \ttab  double   triple spaces \n \n"
+    "漢字とカタカナ 한국어 العربية ελληνικά Привет 👩🏽\u200d⚕️🧬 ½ ² ﬁ ™ e\u0301 "
+    "snake_case camelCase ALLCAPS "
+    'http://example.org/a?b=1&c=2 <b>x</b> {"k": [1, 2]} \\n --- ... yes Yes no No maybe Maybe'
+)
+
+
+MESSAGES: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROBE}]
+
+
+class Vocabulary:
+    """The vocabulary of a GGUF in llama.cpp. Use it as a context manager: it holds native memory."""
+
+    def __init__(self, gguf: Path) -> None:
+        """Load it; raises `Fail`."""
+        import llama_cpp
+        from llama_cpp._logger import set_verbose
+
+        set_verbose(False)
+        self.lib: Any = llama_cpp
+        params = self.lib.llama_model_default_params()
+        params.vocab_only = True
+        self.model: Any = self.lib.llama_model_load_from_file(bytes(gguf), params)
+        if not self.model:
+            raise Fail("llama.cpp cannot load the converted vocabulary; choose another base")
+        self.vocab: Any = self.lib.llama_model_get_vocab(self.model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lib.llama_model_free(self.model)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens in it parsed and none added."""
+        data = text.encode()
+        tokens = (self.lib.llama_token * (len(data) + 2))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, True)
+        return list(tokens[:count])
+
+    def template(self) -> ChatTemplate:
+        """The GGUF's chat template with its special tokens, as the scorer and other programs use it."""
+        text = self.lib.llama_model_chat_template(self.model, None)
+        ids = {name: getattr(self.lib, f"llama_vocab_{name}")(self.vocab) for name in ("bos", "eos", "pad")}
+        tokens = {
+            f"{name}_token": self.lib.llama_vocab_get_text(self.vocab, token).decode()
+            for name, token in ids.items()
+            if token >= 0
+        }
+        return ChatTemplate(text.decode() if text else "", tokens, "the GGUF's chat template")
+
+    def stops(self, token: int) -> bool:
+        """Whether generation stops at the token."""
+        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
+
+
+def check_ids(model: Path, gguf: Path, tokenizer: Any) -> None:
+    """Raise `Fail` unless llama.cpp, transformers' `tokenizer` and the encoder of training examples agree.
+
+    They must give the same ids, and generation must stop at the token that training puts after an answer.
+    """
+    encoder = Encoder(model)
+    chat = read_template(model).render(MESSAGES, "Yes. It is.")
+    texts = [PROBE, "".join(chat), " a ".join(control_tokens(model)[:50])]
+    with Vocabulary(gguf) as vocabulary:
+        for text in texts:
+            trained = encoder.ids(text)
+            others = {
+                "llama.cpp": vocabulary.ids(text),
+                "transformers": tokenizer.encode(text, add_special_tokens=False),
+            }
+            for name, found in others.items():
+                if found != trained:
+                    place = next(
+                        (i for i, pair in enumerate(zip(found, trained, strict=False)) if pair[0] != pair[1]), 0
+                    )
+                    raise Fail(
+                        f"{name} gives a probe text other token ids than tokenizer.json (from token {place} on), so "
+                        "the shipped model would read other text than it was trained on; choose another base"
+                    )
+        if vocabulary.template().render(MESSAGES, "Yes. It is.") != chat:
+            raise Fail(
+                "llama.cpp gets another chat template or other special tokens than training: make "
+                "tokenizer_config.json, chat_template.jinja and config.json agree, or choose another base"
+            )
+        end = encoder.example(chat)[0][-1]
+        if not vocabulary.stops(end):
+            raise Fail(
+                f"the chat template ends a turn with token {end}, and llama.cpp does not stop generation there: set "
+                "eos_token in the base's tokenizer_config.json to it, or choose another base"
+            )

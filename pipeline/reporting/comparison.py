@@ -1,0 +1,141 @@
+"""What a run measured, metrics/compare.json, and what it says in words.
+
+Brier score, calibration error, risk-coverage area and KL divergence are over the probabilities of yes, no and maybe
+renormalised to sum to 1. `label_mass` is the probability that the three had together before that.
+"""
+
+from pipeline.scoring.measures import LITTLE, ByLabel, Figures, Interval
+from pipeline.sections.evaluate import ProtocolName
+
+TUNED, MERGED, BASE = "tuned model", "tuned model at 16 bits", "untuned base"
+TFIDF, MAJORITY = "TF-IDF + logistic regression", "majority label"
+SMALL_SLICE = 30  # questions; under this, an accuracy says little
+SIMULATED = "The data are simulated: these numbers are not medical accuracy."
+NO_RELEASE = "A rehearsal with random weights: these numbers mean nothing, and nothing is released."
+
+
+class Quality(Figures):  # of decisions; accuracy has Wilson's interval
+    accuracy: Interval
+    macro_f1: float
+
+
+class Decisions(Quality):  # of a language model under one protocol
+    recall: ByLabel[float]
+    label_mass: float
+
+
+class Model(Decisions):  # under its headline protocol: chat, or for the base `Base.protocol`
+    brier: float
+    calibration_error: float
+    risk_coverage_area: float
+    unparsable: float | None = None  # share of the greedy answers under chat that give no decision
+    protocols: dict[ProtocolName, Decisions]  # the other protocols
+
+
+class Base(Model):  # the untuned base
+    protocol: ProtocolName
+
+
+class Difference(Figures):
+    """One model minus another on the same questions, with paired bootstrap intervals."""
+
+    accuracy: Interval
+    macro_f1: Interval
+    recall: ByLabel[Interval]
+    mcnemar_p: float
+    gained: int  # questions that only the first-named model gets right
+    lost: int  # questions that only the other one gets right
+    changed: int  # questions with different decisions
+    questions_needed: int | None = None
+
+
+class Quantization(Difference):  # the quantized model minus the 16-bit one
+    kl: float
+    same_top_token: float  # share of the questions with the same most probable next token
+
+
+class Slice(Figures):  # accuracy on some of the questions, with Wilson's interval
+    questions: int
+    accuracy: Interval
+
+
+class File(Figures):
+    bytes: int
+    sha256: str
+
+
+class Subject(Figures):
+    """What was compared: everything in metrics/compare.json that does not come from predictions."""
+
+    data: str  # name of the data set
+    simulated: bool
+    rehearsal: bool  # whether the base's weights are random
+    gguf: File
+    tfidf: Quality
+    majority: Quality
+
+
+class Comparison(Subject):
+    """metrics/compare.json."""
+
+    questions: int
+    confidence: float  # of all intervals
+    chat_version: int  # of the protocol chat: comparisons of two versions mean nothing
+    tuned: Model
+    base: Base
+    merged: Model | None = None
+    tuned_minus_base: Difference
+    merged_minus_base: Difference | None = None
+    tuned_minus_merged: Quantization | None = None
+    slices: dict[str, dict[str, Slice]]  # of the tuned model: kind of slice, then its value
+
+
+def models(comparison: Comparison) -> dict[str, Model]:
+    """Name -> language model, the tuned one first."""
+    merged = {MERGED: comparison.merged} if comparison.merged else {}
+    return {TUNED: comparison.tuned, **merged, BASE: comparison.base}
+
+
+def results(comparison: Comparison) -> dict[str, Quality]:
+    """Name -> model or text baseline, the tuned model first."""
+    return {**models(comparison), TFIDF: comparison.tfidf, MAJORITY: comparison.majority}
+
+
+def note(comparison: Comparison) -> str:
+    """What the data are, in one sentence."""
+    return NO_RELEASE if comparison.rehearsal else SIMULATED if comparison.simulated else f"Data: {comparison.data}."
+
+
+def points(interval: Interval) -> str:
+    """A difference of shares in percentage points with its interval, such as +1.2 (-0.3 to +2.7)."""
+    value, low, high = (f"{100 * share:+z.1f}" for share in (interval.value, interval.low, interval.high))
+    return f"{value} ({low} to {high})"
+
+
+def p_value(p: float) -> str:
+    """A p-value in words; metrics round one that is smaller to 0."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def verdict(comparison: Comparison, difference: Difference, first: str, other: str) -> str:
+    """The difference `first` minus `other` in accuracy, and whether it can be told from noise."""
+    interval = difference.accuracy
+    noise = interval.low <= 0 <= interval.high
+    better = f"the {first} is {'better' if interval.low > 0 else 'worse'}"
+    needed = difference.questions_needed if noise else None
+    more = f" To detect a difference of this size with 80 % power takes about {needed:,} questions." if needed else ""
+    return (
+        f"{first.capitalize()} minus {other}: {points(interval)} points of accuracy on {comparison.questions} "
+        f"questions ({comparison.confidence:.0%} interval; McNemar's exact test, {p_value(difference.mcnemar_p)}): "
+        f"{'not distinguishable from noise' if noise else better}.{more}"
+    )
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """A sentence for each model that puts most of its probability on first words other than yes, no and maybe."""
+    return [
+        f"The {name} gives yes, no and maybe together {model.label_mass:.0%} of the probability: it usually starts "
+        "with another word, and its accuracy is that of the most probable of the three."
+        for name, model in models(comparison).items()
+        if model.label_mass < LITTLE
+    ]

@@ -1,0 +1,23 @@
+"""Filling the Jinja templates of pages and comments, which are in `templates`."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.reporting.comparison import points
+
+DIRECTORY = Path(__file__).parent / "templates"
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template; raises if it names a value that is not given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(DIRECTORY),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": "{:.1%}".format, "points": points}
+    return environment.get_template(template).render(values)

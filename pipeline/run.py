@@ -1,0 +1,115 @@
+"""Start a stage: `python3 -m pipeline.run STAGE ARGUMENTS...`, as dvc.yaml does.
+
+Only the standard library is imported before the stage, because `.venv/bin/dvc repro` without an activated environment
+starts this with the system's python3. Nothing here can change a stage's result, so no stage depends on this file.
+"""
+
+import ctypes
+import errno
+import fcntl
+import importlib
+import inspect
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+VENV_PYTHON = Path(__file__).parent.parent / ".venv" / "bin" / "python3"
+PR_SET_PDEATHSIG = 1  # prctl(2); the setting survives execv
+LOCK_SECONDS = 10  # what a killed run left behind is gone by then
+ENVIRONMENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OPENBLAS_NUM_THREADS": "1",  # scikit-learn's problems are small here: more threads only spin
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow a training step on a busy machine 3 to 24 times
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when DVC dies, so that no stage runs beside the next `dvc repro`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getsid(os.getppid()) != os.getsid(0):  # DVC died before the call: init, of another session, is the parent
+            sys.exit(1)
+
+
+def use_venv() -> None:
+    """Go on with the project's own interpreter unless this is a virtual environment already."""
+    if sys.prefix == sys.base_prefix and VENV_PYTHON.exists():
+        os.execv(VENV_PYTHON, [str(VENV_PYTHON), *sys.orig_argv[1:]])
+
+
+def lock_directory(seconds: float = LOCK_SECONDS) -> bool:
+    """Take an exclusive lock on the working directory; False if another run holds it for `seconds`."""
+    directory = os.open(".", os.O_RDONLY)  # never closed: the lock ends with the process
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                return True
+            raise
+
+
+def copy_dvc_lock() -> None:
+    """Keep a copy of dvc.lock in .dvc/tmp: DVC writes it in place, so a kill can leave a truncated file."""
+    lock, copy = Path("dvc.lock"), Path(".dvc/tmp/dvc.lock")
+    if lock.is_file() and copy.parent.is_dir():
+        partial = copy.with_name(".dvc.lock.partial")
+        shutil.copyfile(lock, partial)
+        partial.replace(copy)
+
+
+def run_stage(stage: str, arguments: list[str]) -> None:
+    """Import the stage and call its `main` with `arguments` as paths; end with one sentence on a user's mistake."""
+    from pipeline.core.errors import Fail, disk_problem
+    from pipeline.core.packages import check_packages
+
+    try:
+        check_packages(stage, Path(sys.prefix))
+        main = importlib.import_module(f"pipeline.stages.{stage}").main
+        names = list(inspect.signature(main).parameters)
+        if len(arguments) != len(names):
+            raise Fail(f"expected the paths {' '.join(names)}, got {len(arguments)}; run it by `dvc repro {stage}`")
+        main(*map(Path, arguments))
+    except KeyboardInterrupt:
+        sys.exit(f"{stage}: interrupted; run `dvc repro` to continue")
+    except Exception as error:
+        sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
+        if sentence is None:
+            raise
+        sys.exit(f"{stage}: {sentence}")
+
+
+def start(argv: list[str]) -> None:
+    """Prepare this process, then run the stage that `argv` names."""
+    under_dvc = "DVC_STAGE" in os.environ
+    if under_dvc:
+        die_with_parent()
+    use_venv()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    stages = sorted(path.stem for path in (Path(__file__).parent / "stages").glob("[a-z]*.py"))
+    if not argv or argv[0] not in stages:
+        sys.exit(f"usage: python -m pipeline.run STAGE PATHS...; the stages are {', '.join(stages)}")
+    stage, *arguments = argv
+    if under_dvc:
+        if not lock_directory():
+            sys.exit(
+                f"{stage}: another run of this pipeline is at work in this directory; wait for it or end it, then run "
+                "`dvc repro`"
+            )
+        copy_dvc_lock()
+    run_stage(stage, arguments)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Scripts that create what is committed, and checks of the code."""
