@@ -1,6 +1,5 @@
-"""Repositories with a main branch and another one, made of made-up answers: nothing is trained for them."""
+"""Repositories with a main branch and another one, made of made-up predictions: nothing is trained for them."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -8,16 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, copy_project
-
-from pipeline.reporting.compare import Params, compare
-from pipeline.scoring.measures import COLUMNS, Prediction, parse_predictions
-from pipeline.scoring.protocols import LABELS
-from tests.tables import lines
+from pipeline.core.labels import LABELS
+from pipeline.core.outputs import write_json
+from pipeline.reporting.compare import compare
+from pipeline.reporting.comparison import Comparison
+from pipeline.scoring.measures import rounded
+from pipeline.scoring.predictions import Prediction, Predictions, write_predictions
+from tests.conftest import ROOT, copy_project
+from tests.tables import REPORT, SUBJECT, answered
 
 QUESTIONS = 200
 TUNED, BASE = (Path(f"metrics/predictions/{name}.csv") for name in ("tuned", "base"))
-PARAMS = Params(bootstrap_samples=1000, seed=0, confidence=0.95, bins=10)
 
 
 def git(directory: Path, *arguments: str) -> str:
@@ -31,30 +31,24 @@ def commit(directory: Path, message: str) -> None:
     git(directory, "commit", "--quiet", "--allow-empty", "--message", message)
 
 
-def table(wrong: Iterable[int], protocols: tuple[str, ...] = ("chat",), first: int = 1000) -> str:
-    """A table of predictions of a model that answers all but the questions `wrong` rightly."""
-    missed, rows = set(wrong), list[Prediction]()
-    for number in range(QUESTIONS):
-        label = LABELS[number % 3]
-        answer = LABELS[(number + 1) % 3] if number in missed else label
-        yes, no, maybe = (-0.5 if answer == other else -2.0 for other in LABELS)
-        rows.append(Prediction(str(first + number), label, (yes, no, maybe), answer, answer, 7))
-    return "\n".join([",".join(COLUMNS), *(line for protocol in protocols for line in lines(protocol, rows))]) + "\n"
+def table(wrong: Iterable[int], first: int = 1000) -> list[Prediction]:
+    """Predictions of a model that answers all but the questions `wrong` rightly; PMIDs count up from `first`."""
+    missed = set(wrong)
+    return [
+        answered(str(first + number), LABELS[number % 3], LABELS[(number + (number in missed)) % 3])
+        for number in range(QUESTIONS)
+    ]
 
 
-def write(directory: Path, tuned: str, base: str, version: int = 1, **metrics: dict[str, Any]) -> None:
-    """Put tables and the metrics that follow from them into `directory`; `metrics` are further files."""
-    tables = [parse_predictions(text, "made up") for text in (base, tuned)]
-    files = {
-        "compare": compare(tables[0], tables[1], {}, PARAMS) | {"gguf_bytes": 1_000_000},
-        "evaluate": {"chat": {"version": version}},
-        **metrics,
-    }
-    for path, text in {TUNED: tuned, BASE: base}.items():
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
-        (directory / path).write_text(text)
-    for name, value in files.items():
-        (directory / f"metrics/{name}.json").write_text(json.dumps(value, indent=2) + "\n")
+def write(directory: Path, tuned: list[Prediction], base: list[Prediction], **metrics: dict[str, Any]) -> Comparison:
+    """Put predictions and the metrics that follow from them into `directory`; `metrics` are further files."""
+    tables: list[Predictions] = [{"chat": base}, {"chat": tuned}]
+    compared = compare(SUBJECT, *tables, {}, REPORT)
+    write_predictions(directory / TUNED, tuned)
+    write_predictions(directory / BASE, base)
+    for name, value in {"compare": rounded(compared), **metrics}.items():
+        write_json(directory / f"metrics/{name}.json", value)
+    return compared
 
 
 def repository(directory: Path) -> Path:
@@ -65,7 +59,7 @@ def repository(directory: Path) -> Path:
     git(directory, "init", "--quiet", "--initial-branch=main")
     training = {"train": {"last_loss": 1.25, "validation_loss": 1.5}}
     memory = {"train_resources": {"peak_rss_mib": 900.0, "peak_vram_reserved_mib": 5400.0, "seconds": 60.0}}
-    write(directory, table(range(40)), table(range(100), ("chat", "lm_eval")), **training, **memory)
+    write(directory, table(range(40)), table(range(100)), **training, **memory)
     commit(directory, "main")
     git(directory, "switch", "--quiet", "--create", "change")
     return directory

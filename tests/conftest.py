@@ -1,11 +1,12 @@
-"""A temporary copy of the project on the micro profile. Nothing here reads the committed params.yaml or dvc.lock."""
+"""A temporary copy of the project on the micro profile. No test reads the committed params.yaml or results."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,22 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-import pipeline  # noqa: F401  # before numpy and torch: it sets what they read when they are loaded
+from pipeline.run import ENVIRONMENT
+
+for _name, _value in ENVIRONMENT.items():  # before numpy and torch, which read it when they are imported
+    os.environ.setdefault(_name, _value)
 
 ROOT = Path(__file__).parent.parent
 yaml = YAML(typ="safe")
 ALONE = "unshare -rn"  # a network namespace whose only interface is a loopback that is down
 
 
-def lends(command: str) -> bool:
-    """Whether this machine lends a namespace; on CI it has to, so that no test is left out without a word."""
+def can_run(command: str) -> bool:
+    """Whether this machine lets users create a namespace; on CI it must, so that no test is skipped silently."""
     return "CI" in os.environ or not subprocess.run(f"{command} true", shell=True, capture_output=True).returncode
 
 
-alone_possible = lends(ALONE)
+alone_possible = can_run(ALONE)
 
 
 def copy_project(directory: Path, profile: str = "micro") -> Path:
@@ -33,14 +37,15 @@ def copy_project(directory: Path, profile: str = "micro") -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.partial")
     shutil.copytree(ROOT / "pipeline", directory / "pipeline", ignore=ignore)
     (directory / ".dvc").mkdir()
-    for name in ("dvc.yaml", "pyproject.toml", ".dvc/config", ".dvcignore"):
+    for name in ("dvc.yaml", "pyproject.toml", ".dvc/config", ".dvcignore", "constraints.txt"):
         shutil.copyfile(ROOT / name, directory / name)
+    shutil.copytree(ROOT / ".dvc/plots", directory / ".dvc/plots")
     shutil.copyfile(ROOT / "profiles" / f"{profile}.yaml", directory / "params.yaml")
     return directory
 
 
 def stages(directory: Path) -> dict[str, dict[str, Any]]:
-    """The stages of dvc.yaml, in its order, which is an order that they can run in."""
+    """The stages of dvc.yaml, in its order, which is an order in which they can run."""
     return yaml.load((directory / "dvc.yaml").read_text())["stages"]
 
 
@@ -57,7 +62,7 @@ def set_params(directory: Path, section: str, **changes: Any) -> None:
 def run_command(directory: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a shell command in `directory` with the interpreter of these tests as python3, its output captured."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Below `make test`, a make that a test starts would take itself for a part of it, and say so.
+    # A make that a test starts below `make test` would otherwise act as a part of it.
     inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return subprocess.run(
         command,
@@ -77,37 +82,24 @@ def run_stage(directory: Path, stage: str, **changes: Any) -> subprocess.Complet
     return run_command(directory, stages(directory)[stage]["cmd"])
 
 
-@contextmanager
-def tried(kind: str, fault: str) -> Iterator[list[str]]:
-    """A try for the table of benchmarks/faults.py, which names a file in TALLY: survived if nothing is raised.
-
-    What the user saw has to be appended to the list, in words that a reader of the table understands.
-    """
-    seen: list[str] = []
-    survived = False
-    try:
-        yield seen
-        assert seen, fault
-        assert seen[-1].strip() == seen[-1] != "", fault
-        assert not seen[-1].startswith("<"), seen[-1]
-        survived = True
-    finally:
-        if path := os.environ.get("TALLY"):
-            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else "nothing"}
-            row["test"] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
-            with Path(path).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-
 def output_of(directory: Path, command: str, **environment: str) -> str:
-    """What a shell command that has to succeed prints."""
+    """What a shell command prints that has to succeed."""
     done = run_command(directory, command, **environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
+    """The one sentence with which a command ended: status 1, no traceback, and each of `words` in it."""
+    assert done.returncode == 1, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert [word for word in words if word not in sentence] == [], sentence
+    return sentence
+
+
 def repro(directory: Path, *arguments: str, **environment: str) -> list[str]:
-    """The stages that `dvc repro` ran, as its output tells: its exit status says nothing about that."""
+    """The stages that `dvc repro` ran, from its output: its exit status does not tell."""
     return stages_named(output_of(directory, " ".join(["python3 -m dvc repro", *arguments]), **environment))
 
 
@@ -117,51 +109,97 @@ def stages_named(output: str) -> list[str]:
     return [line.split("'")[1] for line in lines]
 
 
+@contextmanager
+def tried(kind: str, fault: str) -> Iterator[list[str]]:
+    """A row for the table of benchmarks/faults.py, which names a file in TALLY: survived if nothing is raised.
+
+    The test appends what the user saw to the list, in words that a reader of the table understands.
+    """
+    seen: list[str] = []
+    survived = False
+    try:
+        yield seen
+        assert seen, fault
+        survived = True
+    finally:
+        if path := os.environ.get("TALLY"):
+            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else "nothing"}
+            row["test"] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
+            with Path(path).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str]) -> Path:
+    """The directory `name` that all pytest workers of a run share; the first that needs it makes it.
+
+    `make` returns what went wrong, or an empty string; the tests that need the directory then fail with that.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    directory, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            directory.mkdir()
+            done.write_text(make(directory))
+    if problem := done.read_text():
+        pytest.fail(problem, pytrace=False)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of tests/connects.c, for LD_PRELOAD."""
-    library = tmp_path_factory.mktemp("watch") / "connects.so"
-    output_of(ROOT, f"${{CC:-cc}} -Wall -shared -fPIC -o {library} tests/connects.c -ldl")
-    return library
+
+    def compile_library(directory: Path) -> str:
+        done = run_command(ROOT, f"${{CC:-cc}} -Wall -shared -fPIC -o {directory}/connects.so tests/connects.c -ldl")
+        return done.stderr if done.returncode else ""
+
+    return shared(tmp_path_factory, "watch", compile_library) / "connects.so"
 
 
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory, watch: Path) -> Path:
-    """A project in which every stage has run once on the micro profile. Shared by all tests: copy it to change it.
+    """A project in which `dvc repro` has run once on the micro profile. Shared by all tests: copy it to change it.
 
     What the stages printed is in the file `printed` beside it, what they looked up or connected to in `connects`; they
-    ran without a network. With MICRO in the environment, such a directory of an earlier run is taken for what the
-    stages wrote, and only the code is this tree's: benchmarks/mutations.py.
+    ran without a network. With MICRO in the environment, such a directory of an earlier run is used with this tree's
+    code: benchmarks/mutations.py.
     """
-    directory = tmp_path_factory.mktemp("micro") / "project"
-    if ready := os.environ.get("MICRO"):
-        shutil.copytree(ready, directory.parent, dirs_exist_ok=True)
-        shutil.rmtree(directory / "pipeline")
-        shutil.copytree(ROOT / "pipeline", directory / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-        return directory
-    copy_project(directory)
-    watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(directory.parent / "connects")}
-    for stage, about in stages(directory).items():
-        alone = f"{ALONE} sh -c '{about['cmd']}'" if alone_possible else about["cmd"]
-        result = run_command(directory, alone, **watched)
-        with (directory.parent / "printed").open("a") as file:
-            file.write(f"{stage}\n{result.stdout}{result.stderr}")
-        if result.returncode != 0:
-            pytest.fail(f"{stage}: {result.stderr}", pytrace=False)
-    return directory
+
+    def run(directory: Path) -> str:
+        project = directory / "project"
+        if ready := os.environ.get("MICRO"):
+            shutil.copytree(ready, directory, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(project / "pipeline")
+            shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+            for name in ("dvc.yaml", ".dvc/config"):
+                shutil.copyfile(ROOT / name, project / name)
+            return ""
+        copy_project(project)
+        shutil.copyfile(ROOT / ".gitignore", project / ".gitignore")
+        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+        watched = {"LD_PRELOAD": str(watch), "CONNECTS": str(directory / "connects")}
+        alone = f"{ALONE} " if alone_possible else ""
+        result = run_command(project, f"{alone}python3 -m dvc repro", **watched)
+        (directory / "printed").write_text(result.stdout + result.stderr)
+        return result.stdout[-2000:] + result.stderr[-2000:] if result.returncode else ""
+
+    return shared(tmp_path_factory, "micro", run) / "project"
 
 
 @pytest.fixture
 def project(micro: Path, tmp_path: Path) -> Path:
-    """A copy of `micro` to change."""
-    return Path(shutil.copytree(micro, tmp_path / "project"))
+    """A copy of `micro` to change: DVC's outputs are write-protected links into its cache, these are plain files."""
+    directory = Path(shutil.copytree(micro, tmp_path / "project"))
+    for path in directory.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o200)
+    return directory
 
 
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which `dvc repro` has run once: every stage, in order."""
-    directory = copy_project(tmp_path_factory.mktemp("reproduced") / "elsewhere")
-    shutil.copyfile(ROOT / ".gitignore", directory / ".gitignore")
-    subprocess.run(["git", "init", "--quiet"], cwd=directory, check=True)
-    assert sorted(repro(directory)) == sorted(stages(directory))
-    return directory
+def reproduced(micro: Path) -> Path:
+    """A project in which `dvc repro` has run once: the same as `micro`, for tests that ask DVC about it."""
+    return micro

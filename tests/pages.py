@@ -5,57 +5,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(ROOT.glob("docs/*.md"))
-CHANGE, METRICS, HARDWARE, TROUBLES = (
-    ROOT / f"docs/{page}.md" for page in ("change", "metrics", "hardware", "troubleshooting")
-)
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("benchmarks/**/*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES += sorted(ROOT.glob("docs/*.md"))
 
 
 class Block(NamedTuple):
-    """A fenced block: the page and its language, the section that it stands in, and its text."""
+    """A fenced block: its language, the second-level section that it stands in, and its text."""
 
-    page: str
     language: str
     section: str
     text: str
 
-    def __str__(self) -> str:
-        return f"{self.page}: {self.text.splitlines()[0]}"
-
 
 def name(page: Path) -> str:
+    """The page's path in the project."""
     return page.relative_to(ROOT).as_posix()
 
 
-def blocks(language: str, page: str | None = None) -> list[Block]:
-    """The fenced blocks of a language, of all pages or of one, in order."""
-    return [
-        block for path in PAGES if page in (None, name(path)) for block in fenced(path) if block.language == language
-    ]
+def fenced(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    parts = re.split(r"^## (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for section, body in zip(["", *parts[1::2]], parts[::2], strict=True):
+        for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", body, re.MULTILINE | re.DOTALL):
+            yield Block(language, section, text)
 
 
-def fenced(path: Path) -> Iterator[Block]:
-    """The fenced blocks of a page."""
-    section, language, lines = "", None, list[str]()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("```"):
-            if language is None:
-                language, lines = line[3:], []
-            else:
-                yield Block(name(path), language, section, "\n".join(lines) + "\n")
-                language = None
-        elif language is not None:
-            lines.append(line)
-        elif line.startswith("## "):
-            section = line[3:]
+def blocks(language: str, page: str, section: str = "") -> list[Block]:
+    """The blocks of a language on a page, or in one of its sections."""
+    return [block for block in fenced(ROOT / page) if block.language == language and section in ("", block.section)]
 
 
-def prose(path: Path) -> str:
+def commands(page: str, section: str = "") -> str:
+    """The shell commands of a page or a section, for a shell that stops at the first error."""
+    found = [block.text for block in blocks("sh", page, section)]
+    assert found, (page, section)
+    return "set -e\n" + "".join(found)
+
+
+def prose(page: Path) -> str:
     """A page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def quoted(text: str) -> list[str]:
@@ -63,21 +54,7 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", text)
 
 
-def links(path: Path) -> list[str]:
+def links(page: Path) -> list[str]:
     """The relative links of a page, pictures too."""
-    targets = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
-
-
-def sections(path: Path) -> dict[str, str]:
-    """Title -> text of a page's second-level sections."""
-    parts = re.split(r"^## (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of every table in a text, without the tables' heads."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    heads = {number - 1 for number, row in enumerate(cells) if set("".join(row)) <= set("-: ")}
-    return [row for number, row in enumerate(cells) if number not in heads and number - 1 not in heads]

@@ -2,65 +2,77 @@
 
 import json
 import random
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 
+from pipeline.core.labels import LABELS, Label
+from pipeline.core.params import read_section
 from pipeline.models.gguf_header import SYSTEM_PROMPT
-from pipeline.scoring.measures import COLUMNS, Prediction
-from pipeline.scoring.protocols import LABELS
-from pipeline.simulated.tokenizer import CHAT_TEMPLATE
+from pipeline.reporting.comparison import File, Quality, Subject
+from pipeline.scoring.measures import wilson
+from pipeline.scoring.predictions import Prediction, write_predictions
+from pipeline.sections.evaluate import ProtocolName
+from pipeline.sections.report import Report
 from pipeline.stages import report
 
-GOLD = ["yes"] * 276 + ["no"] * 169 + ["maybe"] * 55  # PubMedQA's 500 test questions
-
-
-def model(accuracy: float, seed: int, gold: list[str] = GOLD) -> list[Prediction]:
-    """A model's answers, about `accuracy` of them right."""
-    rng = random.Random(seed)
-    rows: list[Prediction] = []
-    for number, label in enumerate(gold):
-        answer = label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label])
-        yes, no, maybe = (-0.5 if answer == other else -2.0 for other in LABELS)
-        rows.append(Prediction(str(1000 + number), label, (yes, no, maybe), answer, answer, LABELS.index(answer)))
-    return rows
-
-
-def lines(protocol: str, rows: list[Prediction]) -> list[str]:
-    """The rows as lines of a table."""
-    return [
-        ",".join([protocol, r.pmid, r.label, *map(str, r.log_probabilities), r.prediction, r.greedy, str(r.top_token)])
-        for r in (rows if protocol == "chat" else [row._replace(greedy="") for row in rows])
-    ]
-
-
-def write_table(path: Path, **protocols: list[Prediction]) -> None:
-    """Write a table of predictions as `evaluate` does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = [line for protocol, rows in protocols.items() for line in lines(protocol, rows)]
-    path.write_text("\n".join([",".join(COLUMNS), *body]) + "\n", encoding="utf-8")
-
-
-INPUTS = (
-    "base.csv tuned.csv merged.csv baseline.json train_log.csv format.json source.json base medical-reasoner.gguf"
-).split()
-OUTPUTS = ["compare.json", "reliability.csv", "risk_coverage.csv", "pictures", "release"]
-PARAMS = """
-report: {bootstrap_samples: 1000, seed: 0, confidence: 0.95, bins: 10}
-train: {backend: trl, seed: 3407, r: 16, lora_alpha: 32, lora_dropout: 0.1, target_modules: [q_proj, v_proj],
-    bnb_4bit_quant_type: nf4, dtype: float16, max_length: 1024, max_steps: 60, per_device_train_batch_size: 2,
-    gradient_accumulation_steps: 4, learning_rate: 2e-4, lr_scheduler_type: linear, warmup_steps: 5, weight_decay: 0.01,
-    optim: adamw_8bit}
-"""
-BASELINES = {"majority_accuracy": 0.552, "majority_macro_f1": 0.237, "tfidf_accuracy": 0.568, "tfidf_macro_f1": 0.358}
+ROOT = Path(__file__).parents[1]
+CHAT_TEMPLATE = (ROOT / "pipeline/simulated/tiny_base/chat_template.jinja").read_text(encoding="utf-8")
+GOLD: list[Label] = ["yes"] * 276 + ["no"] * 169 + ["maybe"] * 55  # PubMedQA's 500 test questions
+REPORT = Report(bootstrap_samples=1000, seed=0, confidence=0.95, bins=10)
+MAJORITY, TFIDF = (
+    Quality(accuracy=wilson(right, 500, 0.95), macro_f1=f1) for right, f1 in ((276, 0.237), (284, 0.358))
+)
+SUBJECT = Subject(
+    data="made-up trials",
+    simulated=True,
+    rehearsal=False,
+    gguf=File(bytes=1_000_000, sha256="0" * 64),
+    tfidf=TFIDF,
+    majority=MAJORITY,
+)
 WEIGHTS = {"name": "model.safetensors", "size": 1, "sha256": "0" * 64}
+SOURCE = {
+    "simulated": True,
+    "name": "made-up trials",
+    "licence": "MIT",
+    "dataset": "",
+    "records": "ori_pqal.json",
+    "test_ground_truth": "test_ground_truth.json",
+}
 DATA = {
     "train": {"questions": 450},
-    "validation": {"questions": 50},
     "test": {"questions": 500, "tokens_max": 777},
     "test_overlap": {"8_grams": 57, "13_grams": 3},
 }
+INPUTS = ("metrics", "source.json", "base", "adapter/training.json", "medical-reasoner.gguf")
+OUTPUTS = ("metrics/compare.json", "metrics/curves", "metrics/pictures", "release")
+
+
+def answered(pmid: str, gold: Label, answer: Label, protocol: ProtocolName = "chat") -> Prediction:
+    """A prediction of `answer` with 0.61 of the probability; the other labels have 0.14 each."""
+    yes, no, maybe = (-0.5 if answer == label else -2.0 for label in LABELS)
+    greedy = answer if protocol == "chat" else ""
+    return Prediction(protocol, pmid, gold, (yes, no, maybe), answer, greedy, LABELS.index(answer))
+
+
+def model(
+    accuracy: float, seed: int, gold: Sequence[Label] = GOLD, protocol: ProtocolName = "chat"
+) -> list[Prediction]:
+    """A model's predictions, about `accuracy` of them right."""
+    rng = random.Random(seed)
+    return [
+        answered(
+            str(1000 + number),
+            label,
+            label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label]),
+            protocol,
+        )
+        for number, label in enumerate(gold)
+    ]
 
 
 def write_gguf(path: Path, **changes: Any) -> None:
@@ -82,25 +94,50 @@ def write_gguf(path: Path, **changes: Any) -> None:
     writer.close()
 
 
+def write_values(directory: Path, **values: Any) -> None:
+    """Write JSON files; a name's double underscores are slashes."""
+    for name, value in values.items():
+        path = directory / f"{name.replace('__', '/')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value), encoding="utf-8")
+
+
 def write_inputs(directory: Path) -> None:
-    """Write params.yaml and every input of `report`."""
-    (directory / "params.yaml").write_text(PARAMS)
-    write_table(directory / "base.csv", chat=model(0.5, 1), lm_eval=model(0.6, 3), question_only=model(0.4, 4))
-    write_table(directory / "tuned.csv", chat=model(0.75, 2), lm_eval=model(0.7, 5), question_only=model(0.55, 6))
-    write_table(directory / "merged.csv", chat=model(0.76, 2))
-    (directory / "train_log.csv").write_text("step,loss,learning_rate,grad_norm\n1,2.5,0.1,1.0\n2,1.5,0.1,1.0\n")
-    (directory / "base").mkdir()
-    for name, value in {
-        "baseline.json": BASELINES,
-        "format.json": DATA,
-        "source.json": {"simulated": True, "name": "made-up trials", "licence": "MIT"},
-        "base/manifest.json": {"source": "tiny", "files": [WEIGHTS]},
-    }.items():
-        (directory / name).write_text(json.dumps(value))
+    """Write params.yaml and every input of `report`; `directory` must be the working directory."""
+    (directory / "params.yaml").write_text((ROOT / "profiles/micro.yaml").read_text(encoding="utf-8"))
+    shutil.copytree(ROOT / ".dvc/plots", directory / ".dvc/plots", ignore=shutil.ignore_patterns("*.html"))
+    tables = directory / "metrics/predictions"
+    write_predictions(
+        tables / "base.csv",
+        [*model(0.5, 1), *model(0.6, 3, protocol="lm_eval"), *model(0.4, 4, protocol="question_only")],
+    )
+    write_predictions(
+        tables / "tuned.csv",
+        [*model(0.75, 2), *model(0.7, 5, protocol="lm_eval"), *model(0.55, 6, protocol="question_only")],
+    )
+    write_predictions(tables / "merged.csv", model(0.76, 2))
+    (directory / "metrics/train_log.csv").write_text(
+        "step,loss,validation_loss,learning_rate,grad_norm\n1,2.5,,0.1,1.0\n2,1.5,1.75,0.1,1.0\n"
+    )
+    training = {
+        "params": read_section("train"),
+        "modules": ["q_proj", "v_proj"],
+        "training_examples": 450,
+        "validation_examples": 50,
+        "packages": {"torch": "2.13.0"},
+    }
+    write_values(
+        directory,
+        metrics__baseline={"tfidf": TFIDF.model_dump(), "majority": MAJORITY.model_dump()},
+        metrics__format=DATA,
+        source=SOURCE,
+        base__manifest={"source": "tiny", "files": [WEIGHTS]},
+        adapter__training=training,
+    )
     write_gguf(directory / "medical-reasoner.gguf")
 
 
 def make_report(directory: Path) -> dict[str, Any]:
     """Run the stage in the working directory `directory`; the figures that it writes."""
-    report.main(*(directory / name for name in INPUTS + OUTPUTS))
-    return json.loads((directory / "compare.json").read_text())
+    report.main(*(directory / name for name in INPUTS), directory / "release")
+    return json.loads((directory / "metrics/compare.json").read_text())

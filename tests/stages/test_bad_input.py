@@ -1,7 +1,5 @@
-"""Bad input ends a stage with one sentence that names the place, exit status 1, and every output as it was."""
+"""Bad input ends a stage with one sentence that names the place, and every output stays as it was."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,139 +7,60 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import run_command, run_stage, set_params, stages, yaml
+from pipeline.core.files import sha256
+from tests.conftest import refused, run_command, set_params, stages
+from tests.stages.helpers import TINY_BASE, call, change_json, snapshot, tensors, writable_copy
 
-HALF = 0.5
-QUESTIONS = "data/raw/ori_pqal.json"
-
-
-def snapshot(project: Path) -> dict[str, str]:
-    """The sha256 of every file that stages read or write."""
-    return {
-        str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("data", "models", "metrics")
-        for path in (project / folder).rglob("*")
-        if path.is_file()
-    }
+RECORDS, TEST, GGUF = "data/raw/ori_pqal.json", "data/formatted/test.jsonl", "models/medical-reasoner.gguf"
+WEIGHTS, MERGED = str(TINY_BASE / "model.safetensors"), "models/merged/model.safetensors"
+ADAPTER, IDENTITY = "models/adapter/adapter_model.safetensors", "models/adapter/trained_on.json"
+Damage = Callable[[bytes], bytes]
 
 
-def assert_refused(project: Path, stage: str, *words: str) -> None:
+@pytest.fixture(scope="session")
+def copied(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return writable_copy(micro, tmp_path_factory.mktemp("damaged"))
+
+
+@pytest.fixture
+def damaged(copied: Path) -> Any:
+    """A project for tests that damage the files that `assert_refused` gets; they are put back."""
+    kept = {path: path.read_bytes() for path in (copied / "params.yaml", *map(copied.joinpath, DAMAGED))}
+    yield copied
+    for path, body in kept.items():
+        path.write_bytes(body)
+
+
+def assert_refused(project: Path, stage: str, capfd: pytest.CaptureFixture[str], *words: str) -> None:
     """Run the stage: it must fail as this module's first line says, with all of `words` in the sentence."""
     before = snapshot(project)
-    result = run_stage(project, stage)
-    assert result.returncode == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    sentence = result.stderr.splitlines()[-1]
+    capfd.readouterr()
+    sentence = call(project, stage)
     assert sentence.startswith(f"{stage}: ")
-    for word in words:
-        assert word in sentence, sentence
-    assert not re.search(r"randomi[sz]ed|placebo|participants|patients", result.stderr)  # words of the abstracts
+    assert [word for word in words if word not in sentence] == [], sentence
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed
+    assert not re.search(r"randomi[sz]ed|placebo|participants|patients", sentence + printed)  # words of the abstracts
     assert snapshot(project) == before
+    assert not (project / ".checkpoints").exists()
 
 
 @pytest.mark.parametrize(
     ("stage", "parameter", "value", "problem"),
     [
-        # a missing key
-        ("download", "questions", None, "required"),
-        ("base", "hidden_size", None, "required"),
-        ("format", "seed", None, "required"),
-        ("train", "r", None, "required"),
-        ("quantize", "quant_type", None, "required"),
-        ("evaluate", "n_ctx", None, "required"),
-        ("reference", "enabled", None, "required"),
-        ("report", "seed", None, "required"),
-        # an unknown key
-        ("download", "question", 40, "not permitted"),
-        ("base", "layers", 2, "not permitted"),
-        ("format", "split", "official", "not permitted"),
-        ("train", "epochs", 3, "not permitted"),
-        ("quantize", "imatrix", "x", "not permitted"),
-        ("evaluate", "n_threads", 2, "not permitted"),
-        ("report", "bin", 10, "not permitted"),
-        # a wrong type
-        ("download", "questions", "many", "integer"),
-        ("base", "learning_rate", "1e-3", "number"),
-        ("format", "system_prompt", 1, "string"),
-        ("train", "lora_alpha", 16.5, "integer"),
-        ("quantize", "quant_type", 4, "Q4_K_M"),
-        ("evaluate", "max_new_tokens", True, "integer"),
-        ("reference", "enabled", "no", "boolean"),
-        ("report", "confidence", "high", "number"),
-        # a value out of range
-        ("download", "questions", 3, "greater than or equal to 20"),
-        ("base", "hidden_size", 128, "multiple of 256"),
-        ("format", "validation_questions", 40, "only 40 questions"),
-        ("train", "lora_dropout", 1.0, "less than 1"),
-        ("quantize", "quant_type", "Q4_0_4_4", "Q4_K_M"),
-        ("evaluate", "n_ctx", 16, "greater than or equal to 64"),
-        ("evaluate", "protocols", ["lm_eval"], "name chat"),
-        ("evaluate", "protocols", ["chat", "chat"], "every protocol once"),
-        ("evaluate", "protocols", ["chat", "helm"], "lm_eval"),
-        ("report", "bins", 1, "greater than or equal to 2"),
-        ("report", "confidence", 1.5, "less than 1"),
+        ("format", "format.validation_questions", 40, "only 40 questions"),
+        ("train", "train.lora_dropout", 1.0, "less than 1"),
+        ("baseline", "quantize.quant_type", None, "required"),
+        ("baseline", "evaluate.n_ctx", 16, "greater than or equal to 64"),
+        ("evaluate", "evaluate.n_ctx", 64, f"{TEST}, PMID 900000040: "),
     ],
 )
-def test_parameters(project: Path, stage: str, parameter: str, value: Any, problem: str):
-    set_params(project, stage, **{parameter: value})
-    assert_refused(project, stage, "params.yaml", f"{stage}.{parameter}", problem)
-
-
-@pytest.mark.parametrize(("section", "parameter"), [("quantize", "quant_type"), ("evaluate", "n_ctx")])
-def test_baseline_reads_two_sections(project: Path, section: str, parameter: str):
-    set_params(project, section, **{parameter: -1})
-    assert_refused(project, "baseline", f"{section}.{parameter}")
-
-
-def test_params_yaml_that_is_no_yaml(project: Path):
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text + "format: [1\n")
-    assert_refused(project, "format", f"params.yaml, line {len(text.splitlines()) + 2}", "not valid YAML")
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["2024-13-45", "!!int abc", "!!bool maybe", "9" * 5000, "[" * 2000, "!!python/name:os.system", "*anchor", "\t1"],
-)
-def test_a_value_that_yaml_itself_cannot_read(project: Path, value: str):
-    path = project / "params.yaml"
-    path.write_text(re.sub(r"(?m)^  validation_questions: .*", f"  validation_questions: {value}", path.read_text()))
-    assert_refused(project, "format", "params.yaml")
-
-
-CODE = """
-from pathlib import Path
-from transformers import PreTrainedTokenizerFast
-
-Path("MARKER").touch()
-
-
-class Evil(PreTrainedTokenizerFast):
-    pass
-"""
-
-
-@pytest.mark.parametrize(
-    ("stage", "directory"), [("train", "models/base"), ("baseline", "models/base"), ("quantize", "models/merged")]
-)
-def test_code_that_a_tokenizer_names_is_never_run(project: Path, stage: str, directory: str):
-    """Put there behind the back of `base`, which refuses such a model."""
-    path = project / directory / "tokenizer_config.json"
-    named = {"tokenizer_class": "HybridDNATokenizer", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | named))
-    marker = project / "code-ran"
-    (path.parent / "evil.py").write_text(CODE.replace("MARKER", str(marker)))
-    command = stages(project)[stage]["cmd"]
-    result = run_command(project, f"yes | ({command})", HF_HOME=str(project / "hub"))
-    assert not marker.exists(), result.stderr
-    assert "Traceback" not in result.stderr
-    if stage != "quantize":
-        assert result.returncode == 1
-        assert "models/base: tokenizer_config.json names code of its own" in result.stderr.splitlines()[-1]
-
-
-def cut(share: float) -> Callable[[bytes], bytes]:
-    return lambda body: body[: int(len(body) * share)]
+def test_a_wrong_parameter_is_named(
+    damaged: Path, capfd: Any, stage: str, parameter: str, value: Any, problem: str
+) -> None:
+    section, name = parameter.split(".")
+    set_params(damaged, section, **{name: value})
+    assert_refused(damaged, stage, capfd, "params.yaml", parameter, problem)
 
 
 def alter(body: bytes) -> bytes:
@@ -153,171 +72,94 @@ def alter_header(body: bytes) -> bytes:
     return body.replace(b'"', b"\xff", 1)
 
 
-def empty(body: bytes) -> bytes:
-    return b"{}"
+def cut(body: bytes) -> bytes:
+    return body[: len(body) // 2]
 
 
-def no_json(body: bytes) -> bytes:
+def not_json(body: bytes) -> bytes:
     return body[:-3] + b",,\n"
 
 
-@pytest.mark.parametrize(
-    ("path", "damage", "stage", "problem"),
-    [
-        # malformed JSON
-        (QUESTIONS, no_json, "format", "not valid JSON"),
-        (QUESTIONS, cut(HALF), "format", "not valid JSON"),
-        (QUESTIONS, lambda body: b"[]", "format", "not a JSON object of PMIDs"),
-        ("data/raw/test_ground_truth.json", cut(HALF), "format", "not valid JSON"),
-        ("models/base/tokenizer.json", cut(HALF), "format", "tokenizer"),
-        ("data/formatted/train.jsonl", no_json, "train", "line 32: not valid JSON"),
-        ("data/formatted/validation.jsonl", no_json, "train", "line 8: not valid JSON"),
-        ("data/formatted/test.jsonl", cut(HALF), "evaluate", "not valid JSON"),
-        ("data/formatted/test.jsonl", lambda body: b"[]\n", "evaluate", "line 1: not a JSON object"),
-        ("models/base/manifest.json", cut(HALF), "train", "not valid JSON"),
-        ("models/base/manifest.json", cut(HALF), "merge", "not valid JSON"),
-        ("models/base/manifest.json", cut(HALF), "baseline", "not valid JSON"),
-        ("models/adapter/adapter_config.json", cut(HALF), "merge", "not valid JSON"),
-        ("models/merged/manifest.json", no_json, "quantize", "not valid JSON"),
-        # JSON of another kind
-        ("models/base/manifest.json", empty, "train", "source: Field required"),
-        ("models/base/manifest.json", empty, "merge", "source: Field required"),
-        ("models/base/manifest.json", empty, "baseline", "source: Field required"),
-        ("models/base/manifest.json", empty, "report", "source: Field required"),
-        ("models/merged/manifest.json", empty, "quantize", "source: Field required"),
-        ("models/merged/manifest.json", empty, "reference", "source: Field required"),
-        ("data/raw/source.json", empty, "quantize", "has no 'name'"),
-        ("data/raw/source.json", empty, "report", "has no 'simulated'"),
-        ("metrics/baseline.json", empty, "report", "has no 'tfidf_accuracy'"),
-        ("metrics/format.json", empty, "report", "has no 'train'"),
-        ("models/base/tokenizer.json", empty, "format", "tokenizer"),
-        ("models/base/tokenizer_config.json", lambda body: b"[]", "format", "is no JSON object"),
-        ("models/base/chat_template.jinja", lambda body: b"{% for", "format", "does not work"),
-        ("models/base/chat_template.jinja", lambda body: b"\xff", "format", "not valid UTF-8"),
-        # a wrong checksum
-        ("models/adapter/adapter_model.safetensors", alter, "merge", "is not as `train` wrote it"),
-        ("models/base/model.safetensors", alter_header, "train", "does not have the sha256"),
-        ("models/base/model.safetensors", alter_header, "merge", "no safetensors file"),
-        ("models/merged/model.safetensors", alter_header, "quantize", "no safetensors file"),
-        ("models/base/model.safetensors", alter, "train", "does not have the sha256"),
-        ("models/base/model.safetensors", alter, "merge", "does not have the sha256"),
-        ("models/base/model.safetensors", alter, "baseline", "does not have the sha256"),
-        # truncated weights
-        ("models/base/model.safetensors", cut(HALF), "train", "bytes in place of"),
-        ("models/base/model.safetensors", cut(HALF), "merge", "bytes in place of"),
-        ("models/base/model.safetensors", cut(HALF), "baseline", "bytes in place of"),
-        ("models/adapter/adapter_model.safetensors", cut(HALF), "merge", "is not as `train` wrote it"),
-        ("models/merged/model.safetensors", cut(HALF), "quantize", "truncated"),
-        ("models/merged/model.safetensors", cut(0), "quantize", "truncated"),
-        # a truncated GGUF
-        ("models/medical-reasoner.gguf", cut(0.99), "evaluate", "no whole GGUF file"),
-        ("models/medical-reasoner.gguf", cut(HALF), "evaluate", "no whole GGUF file"),
-        ("models/medical-reasoner.gguf", cut(0.001), "evaluate", "no whole GGUF file"),
-        ("models/medical-reasoner.gguf", cut(0), "evaluate", "no whole GGUF file"),
-        # an altered GGUF
-        ("models/medical-reasoner.gguf", lambda body: body.replace(b"{% for", b"{% fox", 1), "evaluate", "template"),
-        ("models/medical-reasoner.gguf", lambda body: body.replace(b"{% for", b"{\xff for", 1), "evaluate", "utf-8"),
-    ],
-)
-def test_files(project: Path, path: str, damage: Callable[[bytes], bytes], stage: str, problem: str):
-    file = project / path
-    file.write_bytes(damage(file.read_bytes()))
-    assert_refused(project, stage, path, problem)
+def other(body: bytes) -> Damage:
+    return lambda _: body
+
+
+FILES = [
+    (RECORDS, not_json, "format", "not valid JSON"),
+    (RECORDS, other(b"[]"), "format", "must hold a JSON object"),
+    ("data/raw/test_ground_truth.json", cut, "format", "not valid JSON"),
+    ("data/raw/source.json", other(b"{}"), "quantize", "simulated: Field required"),
+    ("data/formatted/train.jsonl", not_json, "train", "line 32"),
+    ("data/formatted/validation.jsonl", not_json, "train", "line 8"),
+    (TEST, cut, "evaluate", "line"),
+    ("models/base/manifest.json", cut, "train", "JSON"),
+    ("models/base/manifest.json", other(b"{}"), "merge", "source: Field required"),
+    ("models/base/config.json", alter, "train", "differs from models/base/config.json"),
+    ("models/base/tokenizer.json", cut, "format", "tokenizer"),
+    ("models/base/tokenizer_config.json", other(b"[]"), "format", "must hold a JSON object"),
+    ("models/base/chat_template.jinja", other(b"{% for"), "format", "is not a valid chat template"),
+    ("models/merged/manifest.json", other(b"{}"), "reference", "source: Field required"),
+    ("models/adapter/adapter_config.json", cut, "merge", "not valid JSON"),
+    ("metrics/baseline.json", other(b"{}"), "report", "Field required"),
+    (WEIGHTS, alter, "train", "does not have the sha256"),
+    (WEIGHTS, alter, "merge", "does not have the sha256"),
+    (WEIGHTS, alter, "baseline", "does not have the sha256"),
+    (WEIGHTS, alter_header, "merge", "not a safetensors file"),
+    (WEIGHTS, cut, "train", "bytes, expected"),
+    (IDENTITY, lambda body: re.sub(rb'("sha256": ")..', rb"\g<1>00", body), "merge", "trained on other weights"),
+    (ADAPTER, alter, "merge", "is not as `train` wrote it"),
+    (MERGED, cut, "quantize", "truncated"),
+    (MERGED, alter_header, "reference", "truncated"),
+    (GGUF, cut, "evaluate", ""),
+    (GGUF, lambda body: body.replace(b"{% for", b"{% fox", 1), "evaluate", "template"),
+    (RECORDS, None, "format", "is missing"),
+    (WEIGHTS, None, "merge", "is missing"),
+    (ADAPTER, None, "merge", "is missing"),
+    (IDENTITY, None, "merge", "is missing"),
+    (MERGED, None, "quantize", "is missing"),
+    (GGUF, None, "evaluate", "is missing"),
+    (TEST, None, "baseline", "is missing"),
+]
+DAMAGED = sorted({path for path, *_ in FILES})
+
+
+@pytest.mark.parametrize(("path", "damage", "stage", "problem"), FILES)
+def test_a_damaged_or_missing_file_is_named(
+    damaged: Path, capfd: Any, path: str, damage: Damage | None, stage: str, problem: str
+) -> None:
+    file = damaged / path
+    body = file.read_bytes()
+    file.unlink()
+    if damage:
+        file.write_bytes(damage(body))
+    # Errors call data by the user's own names.
+    name = path if "trained on" not in problem else "models/adapter"
+    assert_refused(damaged, stage, capfd, name if stage != "format" else path.removeprefix("data/raw/"), problem)
+
+
+def test_an_adapter_of_other_layers_is_not_merged(damaged: Path, capfd: Any) -> None:
+    from safetensors.torch import save_file
+
+    named = {name.replace("layers.0.", "layers.7."): value for name, value in tensors(damaged / ADAPTER).items()}
+    save_file(named, damaged / ADAPTER)
+    change_json(damaged / IDENTITY, adapter=sha256(damaged / ADAPTER))
+    assert_refused(damaged, "merge", capfd, "is not in the base")
 
 
 @pytest.mark.parametrize(
-    ("path", "stage"),
-    [
-        (QUESTIONS, "format"),
-        ("data/formatted/train.jsonl", "train"),
-        ("models/base/manifest.json", "merge"),
-        ("models/base/model.safetensors", "merge"),
-        ("models/adapter/adapter_model.safetensors", "merge"),
-        ("models/adapter/trained_on.json", "merge"),
-        ("models/merged/manifest.json", "quantize"),
-        ("models/merged/model.safetensors", "quantize"),
-        ("models/medical-reasoner.gguf", "evaluate"),
-        ("data/formatted/test.jsonl", "baseline"),
-    ],
+    ("stage", "directory"),
+    [("train", "models/base"), pytest.param("quantize", "models/merged", marks=pytest.mark.slow)],
 )
-def test_missing_files(project: Path, path: str, stage: str):
-    (project / path).unlink()
-    assert_refused(project, stage, path, "is missing")
-
-
-def test_a_download_with_a_wrong_checksum(project: Path, tmp_path: Path):
-    params = yaml.load((project / "params.yaml").read_text())
-    files = {"records": "ori_pqal.json", "test_ground_truth": "test_ground_truth.json"}
-    params["download"] = {
-        "source": "files",
-        "location": str(project / "mirror"),
-        "pqa_artificial": None,
-        **{key: {"name": name, "sha256": "0" * 64} for key, name in files.items()},
-    }
-    (project / "params.yaml").write_text(json.dumps(params))
-    (project / "mirror").mkdir()
-    (project / "mirror" / "ori_pqal.json").write_text("{}")
-    assert_refused(project, "download", "ori_pqal.json", "sha256", "0" * 64)
-
-
-def test_an_adapter_for_another_base(project: Path):
-    path = project / "models" / "adapter" / "trained_on.json"
-    files = json.loads(path.read_text())["files"]
-    path.write_text(json.dumps({"files": [file | {"sha256": "0" * 64} for file in files]}))
-    assert_refused(project, "merge", "models/adapter", "trained on other weights", "dvc repro train")
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ("r", "the adapter's shape"),
-        ("missing", "lora_B.weight is missing"),
-        ("foreign", "is not in the base"),
-        ("embedding", "is no LoRA matrix"),
-    ],
-)
-def test_adapter_weights_that_do_not_fit(project: Path, change: str, problem: str):
-    from safetensors.numpy import load_file, save_file
-
-    path = project / "models" / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(path)
-    name = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"
-    match change:
-        case "r":
-            tensors[name] = tensors[name][:-1].copy()
-        case "missing":
-            del tensors[name]
-        case "foreign":
-            tensors = {key.replace("layers.0.", "layers.7."): value for key, value in tensors.items()}
-        case _:
-            tensors["base_model.model.lm_head.weight"] = tensors[name]
-    save_file(tensors, path)
-    identity = path.parent / "trained_on.json"
-    known = json.loads(identity.read_text()) | {"adapter": hashlib.sha256(path.read_bytes()).hexdigest()}
-    identity.write_text(json.dumps(known))
-    assert_refused(project, "merge", problem)
-
-
-@pytest.mark.parametrize("option", ["use_dora", "use_rslora", "modules_to_save", "rank_pattern"])
-def test_an_adapter_that_is_more_than_a_sum(project: Path, option: str):
-    path = project / "models" / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {option: ["x"]}))
-    assert_refused(project, "merge", "adapter_config.json", option)
-
-
-def test_a_prompt_that_is_too_long(project: Path):
-    set_params(project, "evaluate", n_ctx=64)
-    assert_refused(project, "evaluate", "data/formatted/test.jsonl", "PMID 900000040", "evaluate.n_ctx")
-
-
-def test_a_duplicate_question(project: Path):
-    path = project / QUESTIONS
-    records = json.loads(path.read_text())
-    first, second = list(records)[:2]
-    path.write_text(json.dumps(records | {second: records[first]}))
-    assert_refused(project, "format", f"PMID {second}", f"PMID {first}")
-
-
-def test_no_params_file(project: Path):
-    (project / "params.yaml").unlink()
-    assert_refused(project, "format", "params.yaml is not in this directory")
+def test_code_that_a_tokenizer_names_is_never_run(project: Path, stage: str, directory: str) -> None:
+    """`base` refuses such a model: this was put there afterwards."""
+    marker = project / "code-ran"
+    evil = f"import pathlib\nfrom transformers import PreTrainedTokenizerFast\npathlib.Path({str(marker)!r}).touch()\n"
+    for place in (directory, TINY_BASE):
+        named = {"tokenizer_class": "HybridDNATokenizer", "auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+        change_json(project / place / "tokenizer_config.json", **named)
+        (project / place / "evil.py").write_text(f"{evil}class Evil(PreTrainedTokenizerFast): pass\n")
+    done = run_command(project, f"yes | ({stages(project)[stage]['cmd']})", HF_HOME=str(project / "hub"))
+    assert not marker.exists(), done.stderr
+    assert "Traceback" not in done.stderr
+    if stage == "train":
+        refused(done, "tokenizer_config.json names code")

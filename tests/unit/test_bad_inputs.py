@@ -1,45 +1,38 @@
 """Anything at all in a file that a person may edit: one sentence, or a value that is what it has to be."""
 
-import csv
-import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.records import read_examples, read_json, read_jsonl, write_jsonl
-from pipeline.core.stage import Fail, read_section
-from pipeline.scoring.measures import COLUMNS, parse_predictions, read_predictions
-from pipeline.scoring.protocols import LABELS, PROTOCOLS, completion, prompt
+from pipeline.core.dataset import Dataset, read_dataset
+from pipeline.core.errors import Fail
+from pipeline.core.example import Example
+from pipeline.core.files import read_rows
+from pipeline.core.labels import LABELS
+from pipeline.core.params import load_params, read_section
+from pipeline.core.record import Record
+from pipeline.models.manifest import read_manifest
+from pipeline.scoring.predictions import COLUMNS, read_predictions
+from pipeline.scoring.protocols import PROTOCOLS, answer, as_question
 from pipeline.simulated.trials import records as trials
-from pipeline.stages import base, download, evaluate, quantize, reference, report, train
-from pipeline.stages import format as formatting
 from pipeline.stages.merge import check_adapter
-from tests.conftest import ROOT, tried, yaml
+from tests.conftest import tried, yaml
+from tests.unit.test_params import PROFILES, SECTIONS
 
-CASES = int(os.environ.get("BAD_INPUTS", "40"))  # benchmarks/faults.py: many more
+CASES = int(os.environ.get("BAD_INPUTS", "20"))  # benchmarks/faults.py: many more
 many = settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
-MICRO = (ROOT / "profiles" / "micro.yaml").read_text()
-PROFILES = [yaml.load(path.read_text()) for path in sorted((ROOT / "profiles").glob("*.yaml"))]
-LOADERS: dict[str, Callable[[], Any]] = {
-    "download": download.load_params,
-    "base": base.load_params,
-    "format": lambda: formatting.Params.load("format"),
-    "train": lambda: train.Params.load("train"),
-    "quantize": lambda: quantize.Params.load("quantize"),
-    "evaluate": lambda: evaluate.Params.load("evaluate"),
-    "reference": lambda: reference.Params.load("reference"),
-    "report": lambda: report.Params.load("report"),
-}
+MICRO = PROFILES["micro"].read_text()
+SECTIONS_OF_PROFILES = [yaml.load(path.read_text()) for path in PROFILES.values()]
 RECORDS, TRUTH = trials(1, 20, 20)
+SECRET = str(RECORDS[min(RECORDS)]["LONG_ANSWER"])
 
 texts = st.text(max_size=8) | st.sampled_from(["", " ", "yes", "\ud800", "\u2028", "<|eot_id|>", "1e-4", "../x", "nan"])
 scalars = (
@@ -50,34 +43,19 @@ values = st.recursive(
 )
 
 
-def attempt(fault: str, action: Callable[[], Any], right: Callable[[Any], None], *secret: str) -> None:
-    """Count a bad input, if `action` raises one clean sentence with none of `secret` in it, or else a good one.
-
-    Then it returned a value, and `right` raises unless that is what it has to be. Anything else fails.
-    """
-    value, problem = None, None
+def attempt(fault: str, action: Callable[[], Any], right: Callable[[Any], None]) -> None:
+    """Run `action`: it has to raise one clean sentence without SECRET, or to return a value that `right` accepts."""
     try:
         value = action()
-    except Exception as error:
-        problem = error
-    if problem is None:
+    except Fail as error:
+        with tried("bad_inputs", fault) as seen:
+            seen.append(str(error))
+            assert seen[0].isprintable()
+            assert SECRET not in seen[0]
+    else:
         with tried("inputs_accepted", f"{fault}, still valid") as seen:
             right(value)
             seen.append("nothing: it is still as it has to be")
-    else:
-        with tried("bad_inputs", fault) as seen:
-            if not isinstance(problem, Fail):
-                raise problem
-            seen.append(str(problem))
-            assert seen[0].isprintable()
-            assert not [text for text in secret if text in seen[0]]
-
-
-def check_section(stage: str, values: dict[str, Any]) -> None:
-    """Raise unless the values are only what params.yaml says, and of the type that it says."""
-    written = read_section(stage)
-    assert values == written
-    assert all(type(value) in {type(written[name]), float} for name, value in values.items())
 
 
 @st.composite
@@ -86,12 +64,8 @@ def damaged(draw: st.DrawFn, whole: str) -> bytes:
     body = whole.encode()
     start = draw(st.integers(0, len(body)))
     end = draw(st.integers(start, min(len(body), start + draw(st.sampled_from([0, 1, 3, 40, len(body)])))))
-    piece = draw(
-        st.binary(max_size=6)
-        | texts.map(lambda text: text.encode(errors="surrogatepass"))
-        | st.just(body[start:end] * 2)
-    )
-    return body[:start] + piece + body[end:]
+    other = st.binary(max_size=6) | texts.map(lambda text: text.encode(errors="surrogatepass"))
+    return body[:start] + draw(other | st.just(body[start:end] * 2)) + body[end:]
 
 
 inside = st.sampled_from([True, True, True, True, False])
@@ -117,71 +91,29 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
     return draw(values)
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
-@pytest.mark.usefixtures("here")
-def test_what_nobody_changed_is_accepted():
-    """Were it refused, the tests below would see refusals alone, and never what an accepted value has to be."""
-    for profile in PROFILES:
-        Path("params.yaml").write_text(json.dumps(profile))
-        for stage, load in LOADERS.items():
-            assert load().model_dump() == profile[stage]
-    formatting.check_records(RECORDS, TRUTH)
-    rows = [formatting.example(pmid, RECORDS[pmid], "system") for pmid in sorted(RECORDS)[:3]]
-    write_jsonl(Path("train.jsonl"), rows)
-    assert read_examples(Path("train.jsonl")) == rows
-    Path("adapter_config.json").write_text(json.dumps(CONFIG))
-    Path("trained_on.json").write_text(json.dumps(IDENTITY))
-    assert check_adapter(Path(), IDENTITY) == CONFIG
+def attempt_section(fault: str, section: str) -> None:
+    """Its values have to be those of params.yaml and no others, and of the types that are written there."""
+
+    def right(found: dict[str, Any]) -> None:
+        written = read_section(section)
+        assert found == written
+        assert all(type(value) in {type(written[name]), float} for name, value in found.items())
+
+    attempt(f"params.yaml: {fault}", lambda: load_params(section, SECTIONS[section]).model_dump(), right)
 
 
 @many
 @given(st.data())
-@pytest.mark.parametrize("stage", LOADERS)
-@pytest.mark.usefixtures("here")
-def test_parameters(stage: str, data: st.DataObject):
-    section = changed(data.draw, data.draw(st.sampled_from(PROFILES))[stage])
-    Path("params.yaml").write_text(json.dumps({stage: section}, allow_nan=True), errors="replace")
-    attempt("params.yaml: values", LOADERS[stage], lambda params: check_section(stage, params.model_dump()))
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.usefixtures("here")
-def test_whole_profiles_are_accepted(profile: dict[str, Any]):
-    Path("params.yaml").write_text(json.dumps(profile))
-    assert {stage: load().model_dump() for stage, load in LOADERS.items()} == profile
-
-
-def load_all() -> dict[str, dict[str, Any]]:
-    """Every section of params.yaml; raises the first `Fail`, but after all sections were tried."""
-    loaded: dict[str, dict[str, Any]] = {}
-    problems: list[Fail] = []
-    for stage, load in LOADERS.items():
-        try:
-            loaded[stage] = load().model_dump()
-        except Fail as error:
-            problems.append(error)
-    assert all(str(problem).isprintable() for problem in problems)
-    for problem in problems:
-        raise problem
-    return loaded
-
-
-def check_sections(loaded: dict[str, dict[str, Any]]) -> None:
-    for stage, section in loaded.items():
-        check_section(stage, section)
-
-
-@many
-@given(body=damaged(MICRO))
-@pytest.mark.usefixtures("here")
-def test_a_damaged_params_file(body: bytes):
-    Path("params.yaml").write_bytes(body)
-    attempt("params.yaml: damaged text", load_all, check_sections)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_parameters(section: str, data: st.DataObject):
+    found = changed(data.draw, data.draw(st.sampled_from(SECTIONS_OF_PROFILES))[section])
+    Path("params.yaml").write_text(json.dumps({section: found}, allow_nan=True), errors="replace")
+    attempt_section("values", section)
 
 
 # What YAML has and JSON has not, well formed and not.
@@ -195,12 +127,8 @@ YAML = r"""
 "\U00110000"  "\q"  '  "  @x  `x  %x  [  {  ]  }  [1,  {a  - - -  ? x  : x  a: b: c  |  #  !  !!  &  *  >  >9  ---
 ...  %YAML 9.9
 """
-YAML_VALUES = [
-    *re.split("  |\n", YAML.strip()),
-    "\t1",
-    "9" * 5000,
-    *(text * 500 for text in ("[", "{a: ", "- ", "!a ")),
-]
+DEEP = [text * 500 for text in ("[", "{a: ", "- ", "!a ")]
+YAML_VALUES = [*re.split("  |\n", YAML.strip()), "\t1", "9" * 5000, *DEEP]
 
 
 @st.composite
@@ -223,133 +151,83 @@ def yaml_texts(draw: st.DrawFn) -> bytes:
 
 
 @many
-@given(body=yaml_texts())
-@pytest.mark.usefixtures("here")
-def test_a_params_file_with_all_that_yaml_has(body: bytes):
+@given(body=damaged(MICRO) | yaml_texts())
+def test_a_params_file(body: bytes):
     Path("params.yaml").write_bytes(body)
-    attempt("params.yaml: YAML of all kinds", load_all, check_sections)
+    for section in SECTIONS:
+        attempt_section("text", section)
 
 
 @many
 @given(st.data())
 def test_records(data: st.DataObject):
     pmid = data.draw(st.sampled_from(sorted(RECORDS)))
-    records = RECORDS | {pmid: changed(data.draw, RECORDS[pmid])}
+    found = RECORDS | {pmid: changed(data.draw, RECORDS[pmid])}
     truth = data.draw(st.sampled_from([TRUTH, TRUTH, changed(data.draw, TRUTH)]))
-    text = RECORDS[pmid]["LONG_ANSWER"]
-    if not isinstance(truth, dict):
-        return
+    for name, value in (("records", found), ("truth", truth)):
+        Path(name).write_text(json.dumps(value))
 
-    def right(_: None) -> None:
-        rows = [f"chat,{pmid},yes,-1.0,-2.0,-3.0,yes,yes,5" for pmid in records]
-        (table,) = parse_predictions("\n".join([",".join(COLUMNS), *rows]), "tuned.csv").values()
-        assert {row.pmid for row in table} == records.keys()  # what is scored can be read back
-        for record in records.values():
-            json.dumps([prompt(record, "system"), completion(record)], ensure_ascii=False).encode()
-            assert record["final_decision"] in LABELS
-        assert 0 < len(truth) < len(records)
+    def right(dataset: Dataset) -> None:
+        assert 0 < len(dataset.test) < len(dataset.records)
+        for name, record in dataset.records.items():  # what becomes of it can be written
+            json.dumps([as_question(name, record, "system").model_dump(), answer(record)], ensure_ascii=False).encode()
 
-    attempt("records", lambda: formatting.check_records(records, truth), right, text)
+    attempt("records", lambda: read_dataset(Path("records"), Path("truth"), "records", "truth"), right)
 
 
-@many
-@given(
-    body=damaged(json.dumps(RECORDS[min(RECORDS)]))
-    | values.map(lambda value: json.dumps(value).encode())
-    | st.just(b"[" * 100_000)
-)
-@pytest.mark.parametrize("read", [read_json, read_jsonl])
-def test_json(read: Callable[[Path], Any], body: bytes):
-    def right(value: Any) -> None:
-        lines = body.decode().splitlines() if read is read_jsonl else [body]
-        values = [json.loads(line) for line in lines]
-        assert json.dumps(value) == json.dumps(values if read is read_jsonl else values[0])
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "file.json")
-        path.write_bytes(body)
-        attempt("JSON and JSONL", lambda: read(path), right)
+EXAMPLE = {"pmid": "1", "label": "yes", "text": SECRET, "input_ids": [1, 2, 3], "prompt_tokens": 2}
+QUESTION = as_question("1", Record.model_validate(RECORDS[min(RECORDS)]), "system")
 
 
 @many
 @given(st.data())
-def test_examples(data: st.DataObject):
-    rows = [formatting.example(pmid, RECORDS[pmid], "system") for pmid in sorted(RECORDS)[:3]]
-    rows[1] = changed(data.draw, rows[1])
+@pytest.mark.parametrize("row", [Example.model_validate(EXAMPLE), QUESTION], ids=["examples", "questions"])
+def test_rows(row: Any, data: st.DataObject):
+    rows = [row.model_dump(), changed(data.draw, row.model_dump())]
+    Path("x.jsonl").write_text("".join(json.dumps(value) + "\n" for value in rows))
 
-    def right(accepted: list[dict[str, Any]]) -> None:
-        assert accepted == rows
-        for row in accepted:
-            assert row["label"] in LABELS
-            assert all(isinstance(turn["content"], str) for turn in row["prompt"] + row["completion"])
-            json.dumps([row["pmid"], row["prompt"], row["completion"]], ensure_ascii=False).encode()
+    def right(accepted: list[Any]) -> None:
+        assert [value.model_dump() for value in accepted] == rows
 
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "train.jsonl")
-        write_jsonl(path, rows)
-        attempt("examples", lambda: read_examples(path), right, RECORDS[min(RECORDS)]["LONG_ANSWER"])
+    attempt("examples and questions", lambda: read_rows(Path("x.jsonl"), type(row)), right)
 
 
-CONFIG = {
-    "peft_type": "LORA",
-    "r": 16,
-    "lora_alpha": 16,
-    "use_dora": False,
-    "rank_pattern": {},
-    "bias": "none",
-    "fan_in_fan_out": False,
-}
-IDENTITY = {"files": [{"name": "model.safetensors", "size": 3, "sha256": "0" * 64}]}
+FILES = [{"name": "model.safetensors", "size": 3, "sha256": "0" * 64}]
+MANIFEST = {"source": "tiny", "repo_id": "", "revision": "", "path": "", "files": FILES}
+CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "rank_pattern": {}, "bias": "none", "fan_in_fan_out": False}
+IDENTITY = {"adapter": "0" * 64, "files": FILES}
 
 
 @many
 @given(st.data())
-def test_adapter_configs(data: st.DataObject):
-    config, identity = CONFIG, IDENTITY
-    if data.draw(st.booleans()):
-        config = changed(data.draw, CONFIG)
-    else:
-        identity = changed(data.draw, IDENTITY)
+def test_adapters_and_manifests(data: st.DataObject):
+    altered = data.draw(st.integers(0, 2))
+    for i, (name, value) in enumerate({"adapter_config": CONFIG, "trained_on": IDENTITY, "manifest": MANIFEST}.items()):
+        Path(f"{name}.json").write_text(json.dumps(changed(data.draw, value) if i == altered else value))
 
-    def right(accepted: dict[str, Any]) -> None:
-        assert identity["files"] == IDENTITY["files"]
-        assert accepted["peft_type"] == "LORA"
-        assert type(accepted["r"]) in {int, float}
-        assert type(accepted["lora_alpha"]) in {int, float}
-        assert 0 < accepted["lora_alpha"] / accepted["r"] < float("inf")
+    def right(config: dict[str, Any]) -> None:
+        found = [json.loads(Path(f"{name}.json").read_text())["files"] for name in ("trained_on", "manifest")]
+        assert found == [FILES, FILES]
+        assert 0 < config["lora_alpha"] / config["r"] < float("inf")
 
-    with tempfile.TemporaryDirectory() as directory:
-        adapter = Path(directory, "adapter")
-        adapter.mkdir()
-        (adapter / "adapter_config.json").write_text(json.dumps(config))
-        (adapter / "trained_on.json").write_text(json.dumps(identity))
-        attempt("adapter configs", lambda: check_adapter(adapter, IDENTITY), right)
+    attempt("adapters", lambda: check_adapter(Path(), read_manifest(Path())), right)
 
 
-def table() -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    rows = [
-        [protocol, pmid, label, "-1.0", "-2.0", "-3.0", "yes", "yes" if protocol == "chat" else "", "5"]
-        for protocol in PROTOCOLS
-        for pmid, label in zip("789", LABELS, strict=True)
-    ]
-    writer.writerows([COLUMNS, *rows])
-    return text.getvalue()
+TABLE = [
+    f"{name},{pmid},{label},-1.0,-2.0,-3.0,yes,,5"
+    for name in PROTOCOLS
+    for pmid, label in zip("789", LABELS, strict=True)
+]
 
 
 @many
-@given(body=damaged(table()))
-@example(body=table().encode())
+@given(body=damaged("\n".join([",".join(COLUMNS), *TABLE, ""])))
 def test_predictions(body: bytes):
-    def right(tables: dict[str, list[Any]]) -> None:
-        assert tables
+    Path("tuned.csv").write_bytes(body)
+
+    def right(tables: dict[Any, list[Any]]) -> None:
         for protocol, rows in tables.items():
-            assert protocol in PROTOCOLS
-            assert len({row.pmid for row in rows}) == len(rows)
+            assert (protocol in PROTOCOLS, len({row.pmid for row in rows})) == (True, len(rows))
             assert all({row.label, row.prediction} <= set(LABELS) for row in rows)
 
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "tuned.csv")
-        path.write_bytes(body)
-        attempt("predictions", lambda: read_predictions(path), right)
+    attempt("predictions", lambda: read_predictions(Path("tuned.csv")), right)

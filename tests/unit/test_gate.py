@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from branches import BASE, TUNED, commit, git, link_environment, repository, table, write
-from conftest import run_command, set_params
 
-from pipeline.commands.gate import judge
-from pipeline.core.stage import Fail
+from pipeline.commands import comment, gate
+from pipeline.commands.gate import COMPARISON, judge
+from pipeline.core.errors import Fail
+from pipeline.core.outputs import write_json
+from pipeline.scoring.predictions import write_predictions
+from tests.branches import TUNED, commit, git, repository, table, write
+from tests.conftest import set_params
 
-GOLDEN = Path(__file__).parent / "comment.md"
-BASE_TABLE = table(range(100), ("chat", "lm_eval"))
+BASE_TABLE = table(range(100))
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +50,37 @@ def project(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_worse_than_main_is_an_interval_wholly_below_zero(project: Path, wrong: range, passed: bool) -> None:
     write(project, table(wrong), BASE_TABLE)
     judgement = judge("main")
-    assert judgement.main
-    assert judgement.main["accuracy"] == pytest.approx((40 - len(wrong)) / 200)
-    assert judgement.passed == passed == (judgement.main["accuracy_high"] >= 0)
-    assert ("worse than that of main" in judgement.sentence) == (not passed)
-    assert f"{100 * judgement.main['accuracy']:+.1f} points of accuracy" in judgement.sentence
+    assert judgement.minus_main
+    assert judgement.minus_main.accuracy.value == pytest.approx((40 - len(wrong)) / 200)
+    assert judgement.passed == passed == (judgement.minus_main.accuracy.high >= 0)
+    assert judgement.flipped == (
+        [str(1000 + number) for number in range(40) if number not in wrong],
+        [str(1000 + number) for number in wrong if number >= 40],
+    )
 
 
 def test_worse_than_the_base_is_any_loss_of_accuracy(project: Path) -> None:
     write(project, table(range(40)), table(range(39)))
-    judgement = judge("main")
-    assert not judgement.passed
-    assert "worse than its own base" in judgement.sentence
+    assert not judge("main").passed
+    assert "its own base" in judge("main").sentence
     write(project, table(range(40)), table(range(40)))
     assert judge("main").passed
 
 
 def test_the_base_is_credited_with_its_better_protocol(project: Path) -> None:
-    harness = table(range(10), ("lm_eval",)).splitlines(keepends=True)[1:]
-    write(project, table(range(40)), table(range(100)) + "".join(harness))
-    assert "worse than its own base" in judge("main").sentence
+    harness = [row._replace(protocol="lm_eval", greedy="") for row in table(range(10))]
+    tables = {"chat": BASE_TABLE, "lm_eval": harness}
+    from pipeline.reporting.compare import compare
+    from pipeline.scoring.measures import rounded
+    from tests.tables import REPORT, SUBJECT
+
+    write_json(COMPARISON, rounded(compare(SUBJECT, tables, {"chat": table(range(40))}, {}, REPORT)))
+    assert not judge("main").passed
 
 
 def test_a_model_that_is_worse_than_both_is_refused_for_both(project: Path) -> None:
     write(project, table(range(150)), BASE_TABLE)
-    assert "worse than that of main and its own base: " in judge("main").sentence
+    assert "main and its own base: " in judge("main").sentence
 
 
 def test_the_interval_is_that_of_the_report(project: Path) -> None:
@@ -81,81 +89,81 @@ def test_the_interval_is_that_of_the_report(project: Path) -> None:
     assert not judge("main").passed
 
 
-# What cannot be compared is judged against the base alone
+# What is not comparable is judged against the base alone
 
 
 def no_table(project: Path) -> None:
     (project / TUNED).unlink()
 
 
-def older_format(project: Path) -> None:
-    path = project / TUNED
-    path.write_text("\n".join(",".join(line.split(",")[1:-1]) for line in path.read_text().splitlines()))
+def no_comparison(project: Path) -> None:
+    (project / COMPARISON).unlink()
+
+
+def older_table(project: Path) -> None:
+    (project / TUNED).write_text("pmid,label\n1000,yes\n")
 
 
 def other_questions(project: Path) -> None:
-    (project / TUNED).write_text(table(range(40), first=2000))
+    write_predictions(project / TUNED, table(range(40), first=2000))
 
 
 def other_labels(project: Path) -> None:
-    path = project / TUNED
-    path.write_text(path.read_text().replace("1199,no,", "1199,yes,"))
+    write_predictions(project / TUNED, [row._replace(label="yes") for row in table(range(40))])
 
 
 def other_version(project: Path) -> None:
-    (project / "metrics/evaluate.json").write_text(json.dumps({"chat": {"version": 2}}))
+    values = json.loads((project / COMPARISON).read_text())
+    write_json(project / COMPARISON, {**values, "chat_version": 2})
 
 
-def older_metrics(project: Path) -> None:
-    (project / "metrics/evaluate.json").write_text(json.dumps({"accuracy": 0.8}))
+def flat_metrics(project: Path) -> None:
+    write_json(project / COMPARISON, {"questions": 200, "tuned_accuracy": 0.8, "tuned_accuracy_low": 0.7})
 
 
 def conflict_in_metrics(project: Path) -> None:
-    (project / "metrics/evaluate.json").write_text("<<<<<<< HEAD\n")
+    (project / COMPARISON).write_text("<<<<<<< HEAD\n")
+
+
+def change_main(project: Path, edit: Callable[[Path], None]) -> None:
+    git(project, "switch", "--quiet", "main")
+    edit(project)
+    commit(project, "another main")
+    git(project, "switch", "--quiet", "change")
 
 
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (no_table, "it has no metrics/predictions/tuned.csv"),
-        (older_format, "is not a table of predictions"),
-        (other_questions, "answered different questions: PMID 1000 is in one table only"),
-        (other_labels, "scored against different labels: PMID 1199"),
-        (other_version, "its protocol chat is of version 2"),
-        (older_metrics, "its protocol chat is of an older format"),
-        (conflict_in_metrics, "its protocol chat is of an older format"),
+        (no_table, "no metrics/predictions/tuned.csv"),
+        (no_comparison, "no metrics/compare.json"),
+        (older_table, "tuned.csv does not have the columns"),
+        (other_questions, "PMID 1000"),
+        (other_labels, "PMID 1001"),
+        (other_version, "version 2"),
+        (flat_metrics, "another format"),
+        (conflict_in_metrics, "another format"),
     ],
 )
-def test_what_cannot_be_compared_is_judged_against_the_base_alone(
+def test_what_is_not_comparable_is_judged_against_the_base_alone(
     project: Path, edit: Callable[[Path], None], reason: str
 ) -> None:
-    git(project, "switch", "--quiet", "main")
-    edit(project)
-    commit(project, "another main")
-    git(project, "switch", "--quiet", "change")
+    change_main(project, edit)
     write(project, table(range(90)), BASE_TABLE)  # far worse than main, better than the base
     judgement = judge("main")
     assert judgement.passed
-    assert judgement.main is None
-    assert "not compared with main, as " in judgement.sentence
+    assert (judgement.main, judgement.minus_main, judgement.flipped) == (None, None, ([], []))
+    assert "not comparable with main: " in judgement.sentence
     assert reason in judgement.sentence
     assert "\n" not in judgement.sentence
     write(project, table(range(150)), BASE_TABLE)
     assert not judge("main").passed
 
 
-def test_what_is_not_here_is_a_failure_not_a_pass(project: Path) -> None:
-    (project / TUNED).write_text(table([], ()))
-    with pytest.raises(Fail, match=r"tuned\.csv has no answers under the protocol chat; run `dvc repro`"):
-        judge("main")
-    (project / TUNED).unlink()
-    with pytest.raises(Fail, match=r"tuned\.csv is missing; run `dvc repro`"):
-        judge("main")
-
-
-def test_a_base_that_answered_other_questions_is_no_base_to_compare_with(project: Path) -> None:
-    (project / BASE).write_text(table(range(100), first=2000))
-    with pytest.raises(Fail, match=r"base\.csv and .*tuned\.csv answered different questions: PMID 1000"):
+@pytest.mark.parametrize("path", [TUNED, COMPARISON])
+def test_what_is_missing_here_is_a_failure_not_a_pass(project: Path, path: Path) -> None:
+    path.unlink()
+    with pytest.raises(Fail, match=r"is missing; run `dvc repro`"):
         judge("main")
 
 
@@ -165,7 +173,7 @@ def test_a_base_that_answered_other_questions_is_no_base_to_compare_with(project
 def test_without_a_repository_or_git_it_says_so(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project / ".git")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    with pytest.raises(Fail, match="no git repository"):
+    with pytest.raises(Fail, match="not a git repository"):
         judge("main")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Fail, match="git is not installed"):
@@ -184,56 +192,76 @@ def test_a_shallow_clone_lacks_the_main_branch_and_the_command_that_it_names_bri
         judge("origin/main")
     fetch = re.findall(r"`(git fetch [^`]*)`", str(error.value))[0]
     subprocess.run([*fetch.split(), "--quiet", "--depth=1"], check=True, capture_output=True)
-    assert "worse than that of origin/main" in judge("origin/main").sentence
+    assert "worse than origin/main" in judge("origin/main").sentence
 
 
-def test_make_gate_says_why_in_one_line_and_its_status_tells(project: Path) -> None:
-    link_environment(project)
-    write(project, table(range(60)), BASE_TABLE)
-    done = run_command(project, "make gate MAIN=main")
-    assert done.returncode != 0
-    why, make = done.stderr.splitlines()
-    assert why.startswith("gate: the tuned model is worse than that of main: -10.0 points")
-    assert make.startswith("make: ***")
-    write(project, table(range(40)), BASE_TABLE)
-    done = run_command(project, "make gate MAIN=main")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("gate: passed: ")
-    assert len(done.stdout.splitlines()) == 1
-    done = run_command(project, "make gate")
-    assert "git does not know origin/main here" in done.stderr
+def test_the_command_says_why_in_one_line_and_its_status_tells(project: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "gate", "main"]
+    for wrong, status, start in ((60, 1, "gate: failed: "), (40, 0, "gate: passed: ")):
+        write(project, table(range(wrong)), BASE_TABLE)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        (line,) = (done.stdout + done.stderr).splitlines()
+        assert line.startswith(start)
 
 
 # The comment
 
 
-def test_the_comment_is_the_golden_one(project: Path) -> None:
-    """After a wanted change of the comment, put the new one into tests/unit/comment.md, and read the difference."""
-    link_environment(project)
+def commented(capsys: pytest.CaptureFixture[str]) -> str:
+    comment.main("main", "https://example.org/pictures")
+    return capsys.readouterr().out
+
+
+def test_the_comment_starts_with_the_gate_and_holds_what_a_reviewer_needs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_params(project, "train", lora_alpha=32)
-    write(
-        project,
-        table(range(4, 38)),
-        BASE_TABLE,
-        train={"last_loss": 1.0, "validation_loss": 1.4375},
-        train_resources={"peak_rss_mib": 901.5, "peak_vram_reserved_mib": 5410.0, "seconds": 61.0},
-    )
+    resources = {"peak_rss_mib": 901.5, "peak_vram_reserved_mib": 5410.0, "seconds": 61.0}
+    write(project, table(range(4, 38)), BASE_TABLE, train={"validation_loss": 1.4375}, train_resources=resources)
     commit(project, "a change")
-    done = run_command(project, "make comment MAIN=main PICTURES=https://example.org/0123abc/metrics/pictures")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == GOLDEN.read_text(encoding="utf-8")
+    text = commented(capsys)
+    above, folded = text.split("<details>", 1)
+    mark, title = above.splitlines()[:2]
+    assert mark == "<!-- medical-reasoner: report -->"  # the workflow finds the comment to update by it
+    assert "passed" in title
+    assert "simulated" in above
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]]
+        for line in above.splitlines()
+        if line.startswith("| ")
+    }
+    assert cells["accuracy"][:2] == ["80.0%", "83.0%"]
+    for name in ("accuracy", "macro-F1", "recall of yes", "recall of no", "recall of maybe"):
+        assert re.fullmatch(r"[+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\)", cells[name][2])
+    assert cells["training: peak VRAM, MiB"][:2] == ["5,400", "5,410"]
+    assert cells["training: time, s"][:2] == ["60", "61"]
+    assert cells["size of the GGUF, bytes"][:2] == ["1,000,000", "1,000,000"]
+    assert "train.lora_alpha" in above
+    assert len(above.splitlines()) < 40  # one screen
+    assert "1000, 1001, 1002, 1003, 1038, 1039" in folded  # became right
+    assert folded.count("https://example.org/pictures/") == 3
+    assert "tuned.accuracy.value" in folded
+    assert text.count("<details>") == text.count("</details>")
 
 
-def test_the_comment_is_made_of_what_cannot_be_compared_too(project: Path) -> None:
-    git(project, "switch", "--quiet", "main")
-    (project / TUNED).unlink()
-    (project / BASE).unlink()
-    (project / "metrics/train.json").unlink()
-    commit(project, "no results")
-    git(project, "switch", "--quiet", "change")
-    done = run_command(project, f"{sys.executable} -m pipeline.commands.comment main")
-    assert done.returncode == 0, done.stderr
-    assert "not compared with main, as it has no metrics/predictions/tuned.csv" in done.stdout
-    assert "| accuracy | 80.0% | 80.0% |  |" in done.stdout
-    assert "| validation loss |  | 1.5000 |  |" in done.stdout
-    assert "### Parameters that differ\n\nNone.\n" in done.stdout
+def test_the_comment_on_a_refused_change_says_so_first(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(project, table(range(60)), BASE_TABLE)
+    assert "failed" in commented(capsys).splitlines()[1]
+
+
+def test_the_comment_is_made_without_the_main_branchs_figures_too(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_main(project, flat_metrics)
+    text = commented(capsys)
+    assert "not comparable with main" in text.lower()
+    assert "| accuracy |  | 80.0% |  |" in text
+
+
+def test_the_gate_refuses_with_the_sentence_of_the_comment(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(project, table(range(60)), BASE_TABLE)
+    with pytest.raises(Fail) as error:
+        gate.main("main")
+    sentence = str(error.value).removeprefix("failed: ")
+    assert sentence[1:] in commented(capsys)

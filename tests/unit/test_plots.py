@@ -1,4 +1,4 @@
-"""The plots of dvc.yaml draw, and draw with no network, from files of the shapes that the stages write."""
+"""The plots of dvc.yaml are drawn, and drawn with no network, from files of the shapes that the stages write."""
 
 import json
 import random
@@ -11,53 +11,50 @@ from typing import Any
 
 import pytest
 import vl_convert
+from ruamel.yaml import YAML
 
 from pipeline.commands import plots
-from pipeline.core.stage import Fail, remove
-from pipeline.scoring.measures import COLUMNS
+from pipeline.core.errors import Fail
+from pipeline.core.labels import LABELS
+from pipeline.core.outputs import remove, write_csv
+from pipeline.reporting.compare import compare
+from pipeline.reporting.plots import VEGA_LITE, make_curves, write_curves
+from pipeline.scoring.predictions import Prediction, write_predictions
+from tests.tables import REPORT, ROOT, SUBJECT, model
 
-ROOT = Path(__file__).parents[2]
-PLOTS = 9  # label balance, token lengths, training, memory, three confusion matrices, reliability, risk-coverage
+STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+PLOTS = {
+    path: properties
+    for stage in STAGES.values()
+    for plot in stage.get("plots", [])
+    for path, properties in plot.items()
+    if path.endswith(".csv")
+}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LINE = 'aria-roledescription="line mark"'
 
 
-def rows(vram: float) -> dict[str, list[str]]:
-    """Each plotted file's lines, as the stages write them."""
+def write_metrics(directory: Path, vram: float = 5000.0) -> None:
+    """Every plotted file, as the stages write it."""
     rng = random.Random(0)
-    labels = {"yes": 28, "no": 17, "maybe": 5}
-    splits = ("train", "validation", "test")
-    asked = [(label, rng.choice(list(labels))) for label, count in labels.items() for _ in range(count)]
-    answers = [f"chat,{i},{label},-1.0,-1.0,-1.0,{answer},{answer},7" for i, (label, answer) in enumerate(asked)]
-    # What another protocol answers is not in the picture.
-    others = [f"lm_eval,{i},{label},-1.0,-1.0,-1.0,{label},,7" for i, (label, _) in enumerate(asked)]
-    table = [",".join(COLUMNS), *answers, *others]
-    return {
-        "label_balance.csv": [
-            "split,label,questions",
-            *(f"{s},{label},{n}" for s in splits for label, n in labels.items()),
-        ],
-        "token_lengths.csv": ["split,tokens", *(f"{s},{rng.randint(200, 700)}" for s in splits for _ in range(40))],
-        "train_log.csv": ["step,loss,learning_rate,grad_norm", *(f"{i},{3 / i},{1e-4 * i},1.5" for i in range(1, 9))],
-        "train_memory.csv": [
-            "step,rss_mib,vram_allocated_mib,vram_reserved_mib",
-            *(f"{i},900.5,{vram},{vram * 1.1}" for i in range(1, 9)),
-        ],
-        "predictions/base.csv": table,
-        "predictions/merged.csv": table,
-        "predictions/tuned.csv": table,
-        "reliability.csv": [
-            "model,low,high,questions,confidence,accuracy",
-            *(
-                f"{m},{i / 10},{i / 10 + 0.1},9,{i / 10 + 0.05},{i / 11}"
-                for m in ("tuned", "base")
-                for i in range(4, 9)
-            ),
-        ],
-        "risk_coverage.csv": [
-            "model,coverage,risk",
-            *(f"{m},{i / 50},{i / 200}" for m in ("tuned", "base") for i in range(1, 51)),
-        ],
-    }
+    splits, steps = ("train", "validation", "test"), range(1, 9)
+    base, tuned = model(0.5, 1), model(0.8, 2)
+    curves = make_curves(base, tuned, compare(SUBJECT, {"chat": base}, {"chat": tuned}, {}, REPORT), 10)
+    write_curves(curves, directory / "curves")
+    for name, rows in {"base": base, "merged": tuned, "tuned": tuned}.items():
+        write_predictions(directory / f"predictions/{name}.csv", rows)
+    write_csv(
+        directory / "label_balance.csv",
+        ["split", "label", "questions"],
+        [(split, label, 17) for split in splits for label in LABELS],
+    )
+    lengths = [(split, rng.randint(200, 700)) for split in splits for _ in range(40)]
+    write_csv(directory / "token_lengths.csv", ["split", "tokens"], lengths)
+    log = [(i, 3 / i, 2.0 if i == 8 else "", 1e-4 * i, 1.5) for i in steps]
+    write_csv(directory / "train_log.csv", ["step", "loss", "validation_loss", "learning_rate", "grad_norm"], log)
+    memory = [(i, 900.5, vram, vram * 1.1) for i in steps]
+    columns = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
+    write_csv(directory / "train_memory.csv", columns, memory)
 
 
 @pytest.fixture
@@ -66,87 +63,90 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
-    shutil.copyfile(ROOT / "profiles/micro.yaml", "params.yaml")  # dvc.yaml's artifact names parameters
+    shutil.copyfile(ROOT / "profiles/micro.yaml", "params.yaml")  # dvc.yaml names parameters
     shutil.copyfile(ROOT / ".dvc/config", ".dvc/config")
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], check=True)
     shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))
-    for name, lines in rows(vram=5000.0).items():
-        path = Path("metrics", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
-    pictures = Path("metrics/pictures")
-    pictures.mkdir()
-    (pictures / "accuracy.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+    write_metrics(Path("metrics"))
+    picture = Path("metrics/pictures/accuracy.svg")
+    picture.parent.mkdir()
+    picture.write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
     return tmp_path
 
 
-def drawn() -> dict[str, str]:
-    """The SVG of every plot, by its file's name."""
+def specs() -> dict[str, dict[str, Any]]:
+    """The Vega-Lite of every plot as DVC fills it, by its file."""
     show = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
     output: dict[str, Any] = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
     assert "errors" not in output
-    plotted = {name: plot for name, revisions in output["data"].items() for plot in revisions}
-    specs = {name: plot["content"] for name, plot in plotted.items() if plot["type"] == "vega"}
-    return {Path(name).name: vl_convert.vegalite_to_svg(spec, vl_version="5.21") for name, spec in specs.items()}
+    shown = {name: plot for name, revisions in output["data"].items() for plot in revisions}
+    return {name: plot["content"] for name, plot in shown.items() if plot["type"] == "vega"}
 
 
-def test_every_plot_has_a_title_named_axes_and_marks(project: Path) -> None:
+def drawn() -> dict[str, str]:
+    return {name: vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE) for name, spec in specs().items()}
+
+
+def with_revisions(spec: dict[str, Any], revisions: int) -> dict[str, Any]:
+    """A filled plot as `dvc plots diff` fills it for so many revisions with equal figures."""
+    names = [f"rev{number}" for number in range(revisions)]
+    text = json.dumps(spec).replace('"domain": ["workspace"]', f'"domain": {json.dumps(names)}')
+    filled = json.loads(text)
+    filled["data"]["values"] = [{**row, "rev": name} for name in names for row in filled["data"]["values"]]
+    return filled
+
+
+def test_every_plot_is_drawn_and_says_what_its_data_are(project: Path) -> None:
     svgs = drawn()
-    assert len(svgs) == PLOTS
-    words = {
-        "label_balance.csv": ["Questions by label", "maybe", "validation", ">17<"],
-        "token_lengths.csv": ["tokens", "questions", "validation"],
-        "train_log.csv": ["loss", "learning rate", "gradient norm", "step"],
-        "train_memory.csv": ["MiB", "VRAM reserved", "step"],
-        "base.csv": ["Untuned base", "gold label", "maybe"],
-        "merged.csv": ["Tuned model at 16 bits", "gold label", "maybe"],
-        "tuned.csv": ["Tuned model", "gold label", "maybe"],
-        "reliability.csv": ["as often as it is sure", "probability of the decision", "right", "base"],
-        "risk_coverage.csv": ["abstaining", "questions answered", "of these, wrong", "base"],
-    }
-    for name, expected in words.items():
-        assert not [word for word in expected if word not in svgs[name]], name
-        assert "undefined" not in svgs[name]
-        assert "NaN" not in svgs[name]
-    assert svgs["train_memory.csv"].count('role="graphics-symbol" aria-roledescription="line mark"') == 3
+    assert svgs.keys() == PLOTS.keys()
+    for name, svg in svgs.items():
+        assert "data: simulated" in svg, name
+        assert "undefined" not in svg, name
+        assert "NaN" not in svg, name
+        assert "1e+" not in svg, name
+    assert len({re.sub(r"gradient_\d+", "", svg) for svg in svgs.values()}) == len(svgs)
+    assert svgs["metrics/train_memory.csv"].count(LINE) == 3
 
 
-def test_no_vram_is_no_line(project: Path) -> None:
-    Path("metrics/train_memory.csv").write_text("\n".join(rows(vram=0.0)["train_memory.csv"]) + "\n")
-    assert drawn()["train_memory.csv"].count('role="graphics-symbol" aria-roledescription="line mark"') == 1
+def test_plots_of_three_revisions_name_or_colour_each(project: Path) -> None:
+    for name, spec in specs().items():
+        svg = vl_convert.vegalite_to_svg(with_revisions(spec, 3), vl_version=VEGA_LITE)
+        assert all(f">rev{number}<" in svg for number in range(3)), name
 
 
-def test_other_protocols_are_not_in_the_confusion_matrix(project: Path) -> None:
-    def picture() -> str:
-        return re.sub(r"gradient_\d+", "", drawn()["tuned.csv"])
+def test_confusion_shows_cells_without_questions_and_no_other_protocol(project: Path) -> None:
+    path = Path("metrics/predictions/tuned.csv")
+    rows = model(1.0, 1)
+    others = [row._replace(protocol="lm_eval", greedy="", prediction="no") for row in rows]
+    others = [Prediction(*row[:3], (-2.0, -0.5, -2.0), *row[4:]) for row in others]
+    write_predictions(path, [*rows, *others])
+    svg = drawn()[str(path)]
+    assert svg.count(">0 (0%)<") == 6
+    assert all(f">{count} (100%)<" in svg for count in (276, 169, 55))
 
-    before = picture()
-    table = Path("metrics/predictions/tuned.csv")
-    table.write_text("".join(line for line in table.open() if not line.startswith("lm_eval")))
-    assert picture() == before
+
+def test_no_vram_is_no_panel_and_no_validation_loss_no_line(project: Path) -> None:
+    write_metrics(Path("metrics"), vram=0.0)
+    log = Path("metrics/train_log.csv")
+    log.write_text("step,loss,learning_rate,grad_norm\n1,2.5,0.1,1.0\n2,1.5,0.1,1.0\n")
+    svgs = drawn()
+    assert svgs["metrics/train_memory.csv"].count(LINE) == 1
+    assert svgs["metrics/train_log.csv"].count(LINE) == 3
 
 
 def test_a_model_that_was_not_measured_leaves_the_other_plots_alone(project: Path) -> None:
-    Path("metrics/predictions/merged.csv").write_text(",".join(COLUMNS) + "\n")
-    assert len(drawn()) == PLOTS - 1
+    write_predictions(Path("metrics/predictions/merged.csv"), [])
+    assert drawn().keys() == PLOTS.keys() - {"metrics/predictions/merged.csv"}
 
 
-def test_the_page_holds_its_library_and_loads_nothing(project: Path) -> None:
-    plots.main()
-    page = Path("dvc_plots/index.html").read_text()
-    assert page.count("vegaEmbed('#") == PLOTS
-    assert "static/" in page  # the pictures
-    assert "{plot_divs}" not in page
-    assert "<script src" not in page
-    assert "cdn" not in page
-    assert sum(map(len, page.split("</script>")[:1])) > 500_000
-
-
-def test_dvc_itself_draws_with_the_frame(project: Path) -> None:
+def test_the_page_holds_its_library_and_loads_nothing_and_dvc_fills_it_too(project: Path) -> None:
     plots.main(frame_only=True)
     assert not Path("dvc_plots").exists()
     subprocess.run([sys.executable, "-m", "dvc", "plots", "show", "--quiet"], check=True)
-    assert "cdn" not in Path("dvc_plots/index.html").read_text()
+    page = Path("dvc_plots/index.html").read_text()
+    assert page.count("vegaEmbed('#") == len(PLOTS)
+    assert "static/" in page  # the pictures
+    assert not re.search(r"{plot_divs}|<script src|cdn", page)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
@@ -157,7 +157,7 @@ def test_a_browser_with_no_network_draws_every_plot(project: Path) -> None:
     page = (project / "dvc_plots/index.html").as_uri()
     command = [str(CHROMIUM), *flags.split(), *offline, "--virtual-time-budget=10000", "--dump-dom", page]
     dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    assert dom.count('class="marks"') == PLOTS
+    assert dom.count('class="marks"') == len(PLOTS)
 
 
 def test_outside_a_project_it_is_one_sentence(project: Path) -> None:

@@ -1,112 +1,113 @@
 """The journal of a run of questions: a killed run loses none of them, and another run gets none of its rows."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.core.records import CHECKPOINTS
-from pipeline.scoring.predict import Params, journal
+from pipeline.core.question import Question
+from pipeline.core.resume import CHECKPOINTS
+from pipeline.scoring.predict import Settings, journal, whole_rows
+from pipeline.scoring.predictions import Prediction
+from tests.conftest import ROOT
 
-PARAMS = Params(protocols=["chat"], n_ctx=64, max_new_tokens=1)
-ROWS: list[list[Any]] = [
-    ["chat", "1", "yes", "-0.100000", "-3.000000", "-4.000000", "yes", "yes", 7],
-    ["chat", "2-µ", "no", "-0.200000", "-3.000000", "-4.000000", "yes", "unparsable", 8],
-    ["chat", "3", "no", "-3.000000", "-1.000000", "-4.000000", "no", "no", 7],
+SETTINGS = Settings(["chat"], 64, 1)
+ROWS = [
+    Prediction("chat", "1", "yes", (-0.1, -3.0, -4.0), "yes", "yes", 7),
+    Prediction("chat", "2-µ", "no", (-0.2, -3.0, -4.0), "yes", "unparsable", 8),
+    Prediction("chat", "3", "no", (-3.0, -1.0, -4.0), "no", "no", 7),
 ]
-ASKED = [(str(row[0]), {"pmid": row[1], "label": row[2]}) for row in ROWS]
+ASKED = [
+    (row.protocol, Question(pmid=row.pmid, label=row.label, text="", lm_eval="", chat=turn, question_only=turn))
+    for turn in [[{"role": "user", "content": "?"}]]
+    for row in ROWS
+]
+LINES = [json.dumps(row.row()).encode() + b"\n" for row in ROWS]
+INPUTS = [Path("model.gguf"), Path("test.jsonl")]
 
 
-@pytest.fixture
-def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Two files to ask from, in the current directory."""
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("N_GPU_LAYERS", raising=False)
-    for name in ("model.gguf", "test.jsonl"):
-        Path(name).write_text(name)
-    return [Path("model.gguf"), Path("test.jsonl")]
+    Path("pyproject.toml").symlink_to(ROOT / "pyproject.toml")
+    for path in INPUTS:
+        path.write_text(path.name)
 
 
-def killed(inputs: list[Path], rows: list[list[Any]]) -> None:
-    """A run that ends after these rows."""
-    with pytest.raises(KeyboardInterrupt), journal(PARAMS, inputs, ASKED) as (_, keep):  # noqa: PT012  # half way
+def run(rows: list[Prediction], error: type[BaseException] = KeyboardInterrupt) -> list[Prediction]:
+    """A run that ends after these rows with an error; the rows that it began with."""
+    with pytest.raises(error), journal(SETTINGS, INPUTS, ASKED) as (found, keep):  # noqa: PT012  # half way
+        began = found.copy()
         for row in rows:
             keep(row)
-        raise KeyboardInterrupt
+        raise error
+    return began
 
 
-def written() -> list[Path]:
-    return sorted(CHECKPOINTS.iterdir()) if CHECKPOINTS.exists() else []
+def whole_run(settings: Settings = SETTINGS) -> list[Prediction]:
+    with journal(settings, INPUTS, ASKED) as (rows, _):
+        return rows.copy()
 
 
-def test_a_row_is_on_the_disk_as_soon_as_it_is_kept(inputs: list[Path]):
-    with journal(PARAMS, inputs, ASKED) as (rows, keep):
+def test_a_row_is_on_the_disk_as_soon_as_it_is_kept():
+    with journal(SETTINGS, INPUTS, ASKED) as (_, keep):
         for number, row in enumerate(ROWS, 1):
             keep(row)
-            assert rows == ROWS[:number]
-            (path,) = written()
-            assert [json.loads(line) for line in path.read_text().splitlines()] == rows
-    assert written() == []
-
-
-ZEROS = "\0" * 60 + "\n"  # what a lost machine's disk can hold where it had not written yet
-OTHER = json.dumps(ROWS[1]) + "\n"  # a question that was asked already
+            assert next(CHECKPOINTS.iterdir()).read_bytes() == b"".join(LINES[:number])
+    assert not CHECKPOINTS.exists()
 
 
 @pytest.mark.parametrize(
-    "cut", ["", '["chat", "3"', '["chat", "µ', "[", json.dumps(ROWS[2]), ZEROS, OTHER, "[]\n", "7\n"]
+    "cut",
+    [
+        *(b"", b'["chat", "3"', b'["chat", "\xc2', b"[", b"[]\n", b"7\n", b'"chat"\n', b"{}\n", LINES[2][:-1]),
+        b"\0" * 60 + b"\n",  # what the disk of a machine that crashed can hold
+        LINES[1],  # the answer to another question
+        LINES[2].replace(b'"no"', b'"yes"', 1),  # another label than the question's
+        LINES[2].replace(b"chat", b"lm_eval"),
+    ],
 )
-def test_the_next_run_goes_on_after_the_last_whole_row(inputs: list[Path], cut: str):
-    killed(inputs, ROWS[:2])
-    assert len(written()) == 1
-    (path,) = written()
-    with path.open("a", encoding="utf-8") as file:
-        file.write(cut)
-    killed(inputs, [])  # killed before it had another row
-    assert path.read_text(encoding="utf-8").count("\n") == 2
-    with journal(PARAMS, inputs, ASKED) as (rows, keep):
-        assert rows == ROWS[:2]
-        keep(ROWS[2])
-        assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == ROWS
-    assert rows == ROWS
+def test_whole_rows_are_those_before_the_first_that_is_cut_or_answers_another_question(cut: bytes):
+    assert whole_rows(LINES[0] + LINES[1] + cut, ASKED) == (ROWS[:2], len(LINES[0] + LINES[1]))
+
+
+def test_the_next_run_goes_on_after_the_last_whole_row():
+    run(ROWS[:2])
+    assert CHECKPOINTS.is_dir()
+    [path] = CHECKPOINTS.iterdir()
+    path.write_bytes(path.read_bytes() + LINES[2][:-9])
+    assert run(ROWS[2:]) == ROWS[:2]
+    assert path.read_bytes() == b"".join(LINES)
+
+
+def test_the_journal_goes_only_when_what_follows_the_questions_is_done():
+    run(ROWS, OSError)
+    assert whole_run() == ROWS
     assert not CHECKPOINTS.exists()
 
 
-def test_another_model_other_questions_parameters_or_layers_begin_anew(
-    inputs: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda monkeypatch: INPUTS[0].write_text("another model"),
+        lambda monkeypatch: INPUTS[1].write_text("other questions"),
+        lambda monkeypatch: monkeypatch.setenv("N_GPU_LAYERS", "3"),
+        lambda monkeypatch: SETTINGS._replace(n_ctx=65),
+    ],
+    ids=["model", "questions", "layers on the card", "parameters"],
+)
+def test_a_run_of_something_else_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], Any]
 ):
-    killed(inputs, ROWS[:1])
-
-    def begun(params: Params = PARAMS) -> list[list[Any]]:
-        with journal(params, inputs, ASKED) as (rows, _):
-            return rows
-
-    assert begun(PARAMS.model_copy(update={"n_ctx": 65})) == []
-    with monkeypatch.context() as patch:
-        patch.setenv("N_GPU_LAYERS", "3")
-        assert begun() == []
-    for path in inputs:
-        text = path.read_text()
-        path.write_text(f"{text} altered")
-        assert begun() == []
-        path.write_text(text)
-    assert begun() == ROWS[:1]
+    run(ROWS[:1])
+    changed = change(monkeypatch)
+    assert whole_run(changed if isinstance(changed, Settings) else SETTINGS) == []
 
 
-def test_the_journal_goes_only_when_what_follows_the_questions_is_done(inputs: list[Path]):
-    with pytest.raises(OSError, match="full"), journal(PARAMS, inputs, ASKED) as (_, keep):  # noqa: PT012
-        for row in ROWS:
-            keep(row)
-        raise OSError("the disk is full")
-    with journal(PARAMS, inputs, ASKED) as (rows, _):
-        assert rows == ROWS
-    assert not CHECKPOINTS.exists()
-
-
-def test_a_run_without_a_row_leaves_nothing_of_its_own_behind(inputs: list[Path]):
-    killed(inputs, [])
-    assert not CHECKPOINTS.exists()
+def test_a_run_without_a_row_leaves_nothing_of_its_own_behind():
     (CHECKPOINTS / "of-train").mkdir(parents=True)
-    killed(inputs, [])
-    assert written() == [CHECKPOINTS / "of-train"]
+    run([])
+    assert [path.name for path in CHECKPOINTS.iterdir()] == ["of-train"]

@@ -1,16 +1,21 @@
-"""The report: its figures, its pictures, what is released, and the summary."""
+"""The stage `report`: its files, and the summary of a run."""
 
+import contextlib
+import csv
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.commands import summary
-from pipeline.core.stage import Fail
-from pipeline.stages import report
-from tests.tables import OUTPUTS, make_report, write_inputs
+from pipeline.core.errors import Fail
+from pipeline.core.files import read_as, sha256
+from pipeline.reporting.comparison import Comparison
+from pipeline.scoring.predictions import read_predictions, write_predictions
+from tests.tables import OUTPUTS, ROOT, TFIDF, make_report, write_inputs
+
+TUNED = Path("metrics/predictions/tuned.csv")
 
 
 @pytest.fixture
@@ -21,108 +26,99 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make() -> dict[str, Any]:
-    return make_report(Path())
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the stage has run. Do not change it."""
+    directory = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(directory):
+        write_inputs(directory)
+        make()
+    return directory
+
+
+def make() -> Comparison:
+    make_report(Path())
+    return read_as(Comparison, Path("metrics/compare.json"))
 
 
 def contents() -> dict[Path, bytes]:
-    return {
-        path: path.read_bytes() for name in OUTPUTS for path in [Path(name), *Path(name).rglob("*")] if path.is_file()
-    }
+    paths = [path for name in OUTPUTS for path in [Path(name), *Path(name).rglob("*")]]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
-def test_figures_are_flat_and_numeric_and_files_are_the_same_twice(project: Path) -> None:
-    figures = make()
-    assert all(isinstance(value, int | float) for value in figures.values())
-    assert (figures["simulated"], figures["tfidf_accuracy"]) == (True, 0.568)
-    assert figures["gguf_bytes"] == Path("medical-reasoner.gguf").stat().st_size
+def test_two_runs_write_the_same_files_and_name_no_path_of_this_machine(project: Path) -> None:
+    compared = make()
+    assert (compared.simulated, compared.rehearsal, compared.data) == (True, False, "made-up trials")
+    assert compared.tfidf.accuracy.value == TFIDF.accuracy.value
+    assert compared.gguf.sha256 == sha256(Path("medical-reasoner.gguf"))
     first = contents()
     make()
     assert contents() == first
     assert not any(str(project).encode() in content for content in first.values())
 
 
-def test_questions_are_paired_by_pmid_whatever_their_order(project: Path) -> None:
-    figures = make()
-    header, *lines = Path("tuned.csv").read_text().splitlines()
-    Path("tuned.csv").write_text("\n".join([header, *reversed(lines)]) + "\n")
-    assert make() == figures
+def test_curves_hold_what_the_comparison_says(made: Path) -> None:
+    compared = read_as(Comparison, made / "metrics/compare.json")
+    with (made / "metrics/curves/accuracy.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert float(rows["tuned model"]["low"]) == compared.tuned.accuracy.low
+    assert len(rows) == 5
+    with (made / "metrics/curves/right_label.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == compared.questions
 
 
-def test_pictures_hold_their_words_and_say_simulated(project: Path) -> None:
-    make()
-    pictures = {path.stem: path.read_text() for path in Path("pictures").iterdir()}
-    words = {
-        "accuracy": "Accuracy on",
-        "confusion": "What each model answers",
-        "loss": "Training loss",
-        "reliability": "Is it right as often as it is sure?",
-        "right_label": "Probability of the right label",
-        "risk_coverage": "What abstaining buys",
-    }
-    assert pictures.keys() == words.keys()
-    for name, svg in pictures.items():
-        assert words[name] in svg
-        assert "simulated" in svg
-    confusion = pictures["confusion"]
-    assert confusion.index("untuned base") < confusion.index("tuned model")
+def test_every_picture_says_that_the_data_are_simulated(made: Path) -> None:
+    pictures = {path.stem: path.read_text() for path in (made / "metrics/pictures").iterdir()}
+    assert pictures.keys() == {"accuracy", "confusion", "loss", "reliability", "right_label", "risk_coverage"}
+    assert [name for name, svg in pictures.items() if "simulated" not in svg] == []
 
 
 def test_a_refusal_leaves_the_outputs_as_they_were(project: Path) -> None:
     make()
     before = contents()
-    Path("tuned.csv").write_text(Path("tuned.csv").read_text().replace("chat,1000,yes", "chat,1000,no"))
+    first, *rows = read_predictions(TUNED)["chat"]
+    write_predictions(TUNED, [first._replace(label="no"), *rows])
     with pytest.raises(Fail, match="PMID 1000"):
         make()
     assert contents() == before
 
 
-def test_the_stage_runs_without_torch_and_without_importing_a_drawing_library_early(project: Path) -> None:
-    code = "import sys, pipeline.stages.report as r; assert not {'torch', 'vl_convert', 'sklearn'} & set(sys.modules)"
-    root = Path(report.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(root)})
+def test_importing_the_stage_imports_no_heavy_library() -> None:
+    code = "import sys, pipeline.stages.report; assert not {'torch', 'transformers', 'vl_convert'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_summary_fits_a_terminal_and_tells_what_matters(project: Path) -> None:
-    figures = make()
-    text = summary.summary(figures, "The results equal the committed ones.")
+def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simulated_ones(made: Path) -> None:
+    compared = read_as(Comparison, made / "metrics/compare.json")
+    text = summary.summary(compared, "")
     assert max(map(len, text.splitlines())) <= 80
-    for words in (
-        f"{figures['tuned_accuracy']:.1%}",
-        "majority",
-        "TF-IDF",
-        "not medical accuracy",
-        "make plots",
-        "GGUF",
-    ):
-        assert words.lower() in text.lower()
-    assert "not medical accuracy" not in summary.summary({**figures, "simulated": False}, "")
+    assert f"{compared.tuned.accuracy.value:.1%}" in text
+    assert "not medical accuracy" in " ".join(text.split())
+    assert "tiny-pubmedqa" in text
+    real = summary.summary(compared.model_copy(update={"simulated": False}), "")
+    assert "tiny-pubmedqa" not in real
+    assert "not medical accuracy" not in real
 
 
 def test_the_summary_compares_with_the_last_commit_but_for_times_and_memory(project: Path) -> None:
-    assert "no git repository" in summary.committed()
-
     def git(*arguments: str) -> None:
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True
         )
 
+    assert "not a git repository" in summary.committed()
     git("init")
-    metrics = Path("metrics")
-    metrics.mkdir()
-    for name in ("compare.json", "train_resources.json", "train_memory.csv"):
-        (metrics / name).write_text("1")
     assert "differ" in summary.committed()  # nothing is committed yet
     git("add", ".")
     git("commit", "-m", "results")
     assert "equal" in summary.committed()
-    (metrics / "train_resources.json").write_text("2")
-    (metrics / "train_memory.csv").write_text("2")
+    Path("metrics/train_resources.json").write_text("2")
+    Path("metrics/train_memory.csv").write_text("2")
     assert "equal" in summary.committed()
-    (metrics / "compare.json").write_text("2")
+    Path("metrics/compare.json").write_text("2")
     assert "differ" in summary.committed()
 
 
-def test_the_summary_of_an_unfinished_run_is_one_sentence(project: Path) -> None:
+def test_the_summary_of_an_unfinished_run_says_what_to_run(project: Path) -> None:
     with pytest.raises(Fail, match="run `make repro`"):
         summary.main()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[2]
+from pipeline.core.errors import Fail
+from pipeline.core.packages import check_packages
+from tests.conftest import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 # torch's CUDA build brings these, at the versions that it names.
 CHOSEN_BY_TORCH = ("cuda-", "nvidia-", "triton")
 
@@ -26,121 +31,131 @@ def constraints(name: str = "constraints.txt") -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pins}
 
 
-def installed() -> dict[str, str]:
-    """Every package in this environment, without torch's local tag ('+cpu')."""
-    here = [d for d in distributions() if Path(str(d.locate_file(""))).is_relative_to(sys.prefix)]
-    return {canonicalize_name(d.name): Version(d.version).public for d in here}
-
-
-@pytest.mark.parametrize("group", ["dependencies", *PROJECT["optional-dependencies"]])
-def test_pins_of_pyproject_are_exact_and_those_of_constraints(group: str) -> None:
-    pins = [Requirement(pin) for pin in PROJECT["optional-dependencies"].get(group, PROJECT["dependencies"])]
+@pytest.mark.parametrize("group", ["dependencies", *EXTRAS])
+def test_pins_of_pyproject_are_exact_and_those_of_constraints(group: str):
+    pins = [Requirement(pin) for pin in EXTRAS.get(group, PROJECT["dependencies"])]
     pinned = constraints("constraints-gpu.txt" if group == "unsloth" else "constraints.txt")
     expected = {pin.name: f"=={pinned.get(canonicalize_name(pin.name))}" for pin in pins}
     assert {pin.name: str(pin.specifier) for pin in pins} == expected
 
 
-def test_constraints_cover_everything_installed() -> None:
-    here, pinned = installed(), constraints()
+def test_constraints_cover_everything_installed():
+    found = [d for d in distributions() if Path(str(d.locate_file(""))).is_relative_to(sys.prefix)]
+    here = {canonicalize_name(d.name): Version(d.version).public for d in found}  # without a local tag such as +cpu
+    pinned = constraints()
     names = {name for name in here.keys() | pinned.keys() if not name.startswith(CHOSEN_BY_TORCH)}
     differ = {name: (here.get(name), pinned.get(name)) for name in names if here.get(name) != pinned.get(name)}
     assert differ == {}, "(installed, in constraints.txt): `make setup`, or `make constraints` after a change of pins"
 
 
-def test_this_python_is_a_supported_one() -> None:
-    assert SpecifierSet(PROJECT["requires-python"]).contains(".".join(map(str, sys.version_info[:3])))
+def test_constraints_gpu_covers_what_a_card_runs():
+    """The stages, an S3 remote and what compiles llama.cpp: the set is installed as it is, and nothing beside it."""
+    groups = [PROJECT["dependencies"], *(EXTRAS[name] for name in EXTRAS.keys() - {"server", "test", "dev"})]
+    names = {canonicalize_name(Requirement(pin).name) for group in groups for pin in group}
+    assert {"pytest", "xformers", *names} - constraints("constraints-gpu.txt").keys() == set()
 
 
 @pytest.mark.parametrize(
-    ("python", "wanted"),
-    [("3.10.4", False), ("3.11.2", True), ("3.12.1", True), ("3.14.0", True), ("3.15.0", False)],
+    ("pin", "ready", "words"),
+    [
+        ("pydantic==0.1", None, ""),  # an environment that set-up did not make
+        ("pydantic==0.1", "", "differ from constraints.txt: pydantic is .*, pinned 0.1"),
+        ("pydantic==0.1", "gpu.txt\n", "differ from gpu.txt: pydantic is .*, pinned 0.2"),
+        ("not-there==0.1", "", ""),
+        ("pydantic", "", ""),
+    ],
 )
-def test_setup_supports_the_pythons_of_pyproject(tmp_path: Path, python: str, wanted: bool) -> None:
-    fake = tmp_path / "python"
-    fake.write_text(
-        f"""#!/bin/sh
-if [ "$2" = "import ensurepip, venv" ]; then exit 1; fi
-exec "{sys.executable}" -c "import sys; sys.version_info = ({python.replace(".", ", ")}); $2"
-"""
-    )
-    fake.chmod(0o755)
+def test_a_stage_refuses_to_run_with_another_version_of_a_package_that_it_tracks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pin: str, ready: str | None, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    entry = "{pyproject.toml: [project.optional-dependencies.toy]}"
+    Path("dvc.yaml").write_text(f"stages: {{toy: {{params: [toy, {entry}]}}}}")
+    Path("pyproject.toml").write_text(f"project.optional-dependencies = {{toy = ['{pin}'], other = ['numpy==0.1']}}")
+    Path("gpu.txt").write_text("pydantic==0.2\n")
+    if ready is not None:
+        Path("ready").write_text(ready)
+    if not words:
+        check_packages("toy", tmp_path)
+        return
+    with pytest.raises(Fail, match=words):
+        check_packages("toy", tmp_path)
+
+
+def executable(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Refusal:
+    """The one sentence of a set-up that refuses, in a copy of the project; it printed `said` and made nothing."""
+    shutil.copytree(ROOT / "setup", tmp_path / "project" / "setup")
+
+    def run(said: str = "", **variables: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "GPU", "PYTHON", "TORCH_INDEX"}}
+        command = [tmp_path / "project" / "setup" / "install.sh"]
+        done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, said, 1)
+        assert not (tmp_path / "project" / ".venv").exists()
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("python", "wanted"), [("3.10.4", False), ("3.11.2", True), ("3.12.1", True), ("3.14.0", True), ("3.15.0", False)]
+)
+def test_setup_supports_the_pythons_of_pyproject(tmp_path: Path, refusal: Refusal, python: str, wanted: bool):
+    version = f"import sys; sys.version_info = ({python.replace('.', ', ')}); $2"
+    script = f'if [ "$2" = "import ensurepip, venv" ]; then exit 1; fi\nexec "{sys.executable}" -c "{version}"'
+    fake = executable(tmp_path / "python", script)
     message = "lacks the venv module" if wanted else f"is Python {python.rpartition('.')[0]}"
-    assert message in refusal(tmp_path, PYTHON=str(fake))
+    assert message in refusal(PYTHON=str(fake))
     assert SpecifierSet(PROJECT["requires-python"]).contains(python) == wanted
 
 
-def test_setup_without_a_compiler(tmp_path: Path) -> None:
-    assert "no working C and C++ compiler" in refusal(tmp_path, CXX="no-such-compiler")
+def test_setup_without_a_compiler_is_refused(refusal: Refusal):
+    assert "no working C and C++ compiler" in refusal(CXX="no-such-compiler")
 
 
-def test_setup_with_a_static_libstdcxx_alone(tmp_path: Path) -> None:
-    """A compiler that would give llama.cpp a libstdc++ of its own gives way to the system's; alone, it is refused."""
+DF = "echo header\necho tmpfs 9000000 7000000 2000000 78% /"
+
+
+def test_a_compiler_with_a_static_libstdcxx_alone_gives_way_to_the_systems_or_is_refused(
+    tmp_path: Path, refusal: Refusal
+):
     (tmp_path / "libstdc++.a").touch()
-    static = tmp_path / "g++"
-    static.write_text(
-        f"""#!/bin/sh
-case $1 in
--print-file-name=*.a) echo {tmp_path}/libstdc++.a ;;
--print-file-name=*) echo libstdc++.so ;;
-*) exec /usr/bin/c++ "$@" ;;
-esac
-"""
-    )
-    static.chmod(0o755)
-    (tmp_path / "df").write_text("#!/bin/sh\necho header\necho tmpfs 9000000 7000000 2000000 78% /\n")
-    (tmp_path / "df").chmod(0o755)
+    asked = f"-print-file-name=*.a) echo {tmp_path}/libstdc++.a ;;\n-print-file-name=*) echo libstdc++.so ;;"
+    static = executable(tmp_path / "g++", f'case $1 in\n{asked}\n*) exec /usr/bin/c++ "$@" ;;\nesac')
+    executable(tmp_path / "df", DF)
     path = f"{tmp_path}:{os.environ['PATH']}"
     said = f"setup: {static} has no shared libstdc++: {shutil.which('c++')} compiles in its place\n"
-    assert "13 GB of free disk" in refusal(tmp_path, said, PATH=path, CXX=str(static))
+    assert "13 GB of free disk" in refusal(said, PATH=path, CXX=str(static))
     (tmp_path / "c++").symlink_to(static)
-    assert "has no shared libstdc++, and with a static one" in refusal(tmp_path, PATH=path, CXX=str(static))
+    assert "has no shared libstdc++, and with a static one" in refusal(PATH=path, CXX=str(static))
 
 
-def test_setup_without_disk(tmp_path: Path) -> None:
-    df = tmp_path / "df"
-    df.write_text("#!/bin/sh\necho header\necho tmpfs 9000000 7000000 2000000 78% /\n")
-    df.chmod(0o755)
-    message = refusal(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert "13 GB of free disk are needed" in message
-    assert "there are 2;" in message
-    assert "4 GB of free disk" in refusal(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", TORCH_INDEX="x/cpu")
+@pytest.mark.parametrize(("index", "needed"), [("", "13 GB"), ("x/cpu", "4 GB")])
+def test_setup_without_disk_is_refused(tmp_path: Path, refusal: Refusal, index: str, needed: str):
+    executable(tmp_path / "df", DF)
+    assert f"{needed} of free disk" in refusal(PATH=f"{tmp_path}:{os.environ['PATH']}", TORCH_INDEX=index)
 
 
-def refusal(tmp_path: Path, said: str = "", **variables: str) -> str:
-    """The one sentence of a set-up that refuses, in a copy of the project, having said `said` and made nothing."""
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "setup", project / "setup", dirs_exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "GPU", "PYTHON", "TORCH_INDEX"}}
-    command = [project / "setup" / "install.sh"]
-    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert done.stdout == said
-    assert len(done.stderr.splitlines()) == 1
-    assert not (project / ".venv").exists()
-    return done.stderr
-
-
-CARDS = {
-    "": "nvidia-smi finds no card",
-    "Tesla K80, 3.7, 470.256": "compute capability 7.5 (a T4) and newer, and Tesla K80 has 3.7",
-    "Tesla T4, 7.5, 550.54": "needs driver 580 or newer, and this is 550.54",
-    "Tesla T4, 7.5, 580.1": "Python 3.12 to 3.14 is needed",
-}
-
-
-@pytest.mark.parametrize("card", CARDS)
-def test_setup_on_a_card_checks_it_before_any_download(tmp_path: Path, card: str) -> None:
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("", "nvidia-smi finds no card"),
+        ("Tesla K80, 3.7, 470.256", "compute capability 7.5 (a T4) and newer, and Tesla K80 has 3.7"),
+        ("Tesla T4, 7.5, 550.54", "needs driver 580 or newer, and this is 550.54"),
+        ("Tesla T4, 7.5, 580.1", "Python 3.12 to 3.14 is needed"),
+    ],
+)
+def test_a_card_is_checked_before_any_download(tmp_path: Path, refusal: Refusal, card: str, message: str):
     for name in ("nvidia-smi", "nvcc"):
-        (tmp_path / name).write_text(f"#!/bin/sh\n[ -z '{card}' ] || echo '{card}'\n")
-        (tmp_path / name).chmod(0o755)
-    message = refusal(tmp_path, GPU="1", PATH=f"{tmp_path}:{os.defpath}", PYTHON="no-such-python")
-    assert CARDS[card] in message
-
-
-def test_constraints_gpu_covers_what_a_card_runs() -> None:
-    """The stages, an S3 remote and what compiles llama.cpp: the set is installed as it is, and nothing beside it."""
-    extras = PROJECT["optional-dependencies"]
-    groups = [extras[name] for name in extras.keys() - {"server", "test", "dev"}]
-    pins = {pin for group in [PROJECT["dependencies"], *groups] for pin in group}
-    names = {canonicalize_name(Requirement(pin).name) for pin in pins}
-    assert {"pytest", "xformers", *names} - constraints("constraints-gpu.txt").keys() == set()
+        executable(tmp_path / name, f"[ -z '{card}' ] || echo '{card}'")
+    assert message in refusal(GPU="1", PATH=f"{tmp_path}:{os.defpath}", PYTHON="no-such-python")

@@ -1,52 +1,67 @@
-"""models/base: from a hub or a local directory to a small directory whose manifest vouches for every weight."""
+"""models/base: from a hub or a directory to a small directory whose manifest names every weight file by its hash."""
 
+import errno
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
+import httpx
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save
 
-from pipeline.core.stage import Fail
-from pipeline.models.weights import copy_configuration, describe, load_directory, read_manifest, verify
-from pipeline.stages.base import load_params
-from tests.conftest import ROOT, lends, run_command, tried
+from pipeline.core.errors import Fail
+from pipeline.models import base_weights, weights
+from pipeline.models.directory import TINY_BASE, check_whole
+from pipeline.models.examine import read_header
+from pipeline.models.hub import TRIES, from_hub
+from pipeline.models.manifest import Manifest, read_manifest
+from pipeline.sections.base import Tiny
+from pipeline.stages import base
 from tests.hub import COMMIT, Answer, Server, serve
 
-SHARDS = {f"model-0000{i}-of-00002.safetensors": save({f"w{i}": np.arange(i, dtype=np.float32)}) for i in (1, 2)}
+TOKENS = {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|eot_id|>"}}
+TEMPLATE = (TINY_BASE / "chat_template.jinja").read_text()
+SIZES = {"vocab_size": 1024, "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1}
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 1, **SIZES}
+CONFIG |= {"num_attention_heads": 2, "tie_word_embeddings": False}
+SHAPES = {"q": (8, 8), "k": (4, 8), "v": (4, 8), "o": (8, 8), "gate": (4, 8), "up": (4, 8), "down": (8, 4)}
+LAYER = {f"{'mlp' if len(name) > 1 else 'self_attn'}.{name}_proj": shape for name, shape in SHAPES.items()}
+LAYER |= {"input_layernorm": (8,), "post_attention_layernorm": (8,)}
+WEIGHTS = {
+    "model.embed_tokens.weight": np.zeros((1024, 8), np.float16),
+    **{f"model.layers.0.{name}.weight": np.ones(shape, np.float16) for name, shape in LAYER.items()},
+    "model.norm.weight": np.ones(8, np.float16),
+    "lm_head.weight": np.ones((1024, 8), np.float16),
+}
+FIRST, LAST = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+PLACES = {name: LAST if name == "lm_head.weight" else FIRST for name in WEIGHTS}
+SHARDS = {
+    shard: save({name: value for name, value in WEIGHTS.items() if PLACES[name] == shard}) for shard in (FIRST, LAST)
+}
+INDEX = "model.safetensors.index.json"
 CONFIGURATION = {
-    "config.json": b'{"model_type": "llama"}',
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b'{"chat_template": "in the configuration"}',
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer.json": (TINY_BASE / "tokenizer.json").read_bytes(),
+    "tokenizer_config.json": json.dumps(TOKENS | {"chat_template": TEMPLATE}).encode(),
 }
 MODEL = {
     **CONFIGURATION,
     **SHARDS,
-    "model.safetensors.index.json": b'{"weight_map": {}}',  # not as another one: equal files share a blob in the cache
+    INDEX: json.dumps({"weight_map": PLACES}).encode(),
+    "LICENSE": b"terms",
     "original/consolidated.00.safetensors": b"the same weights once more",
     "pytorch_model.bin": b"pickle",
     "modeling.py": b"raise SystemExit('remote code')",
 }
 FILES = [{"name": name, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in SHARDS.items()]
-BASE = "python3 -m pipeline.stages.base models/base metrics/base.json metrics/base_resources.json"
-LOAD = """
-from pathlib import Path
-from pipeline.core.records import read_json
-from pipeline.core.stage import run
-from pipeline.models.weights import load_directory
-
-def main():
-    print(load_directory(Path("models/base"), read_json(Path("models/base/manifest.json"))))
-
-run(main)
-"""
+RESOLVE, INFO, TREE = f"/o/n/resolve/{COMMIT}", f"/api/models/o/n/revision/{COMMIT}", f"/api/models/o/n/tree/{COMMIT}"
+ALTERED = SHARDS[LAST][:-1] + b"x"
 
 
 def write(directory: Path, files: dict[str, bytes]) -> Path:
@@ -57,391 +72,216 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A hub with MODEL as o/n, an empty cache, and a params.yaml that names it in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(json.dumps({"base": {"source": "hub", "repo_id": "o/n", "revision": COMMIT}}))
+    monkeypatch.setattr("pipeline.models.hub.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(base, "check_convertible", lambda *arguments: None)  # tests/stages has it
     with serve() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        server.add_repository("o/n", MODEL)
         yield server
 
 
-def run_base(
-    directory: Path, server: Server, repo_id: str = "org/model", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `base` on a hub model; an earlier output must survive a failure."""
-    values = {"source": "hub", "repo_id": repo_id, "revision": COMMIT}
-    (directory / "params.yaml").write_text(json.dumps({"base": values}))
-    hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
-    return run_command(directory, BASE, **hub, **environment)
+def run_base() -> Manifest:
+    base.main(Path("base"), Path("base.json"), Path("resources.json"))
+    return read_manifest(Path("base"))
 
 
-def assert_fails(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in ("base: ", *words):
-        assert word in result.stderr.splitlines()[-1]
+def load() -> Path:
+    """As the process of `base_weights` does."""
+    manifest = read_manifest(Path("base"))
+    directory = weights.locate(Path("base"), manifest)
+    weights.verify(directory, manifest)
+    return directory
+
+
+def follow(failure: pytest.ExceptionInfo[Fail]) -> None:
+    """Do what the sentence says."""
+    (path,) = re.findall(r"remove (\S+) and run `dvc repro`", str(failure.value))
+    Path(path).unlink()
 
 
 class TestHub:
-    def test_a_small_directory_and_a_manifest(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        result = run_base(tmp_path, server)
-        assert result.returncode == 0, result.stderr
-        base = tmp_path / "models" / "base"
-        names = sorted(path.name for path in base.iterdir())
-        assert names == sorted([*CONFIGURATION, "chat_template.jinja", "manifest.json", "model.safetensors.index.json"])
-        assert (base / "chat_template.jinja").read_text() == "in the configuration"
-        assert json.loads((base / "manifest.json").read_text()) == {
+    def test_configuration_and_terms_come_to_base_and_weights_into_the_manifest(self, hub: Server):
+        assert run_base().model_dump(exclude_defaults=True) == {
             "source": "hub",
-            "repo_id": "org/model",
+            "repo_id": "o/n",
             "revision": COMMIT,
             "files": FILES,
         }
-        assert json.loads((tmp_path / "metrics" / "base.json").read_text()) == {
-            "weight_bytes": sum(len(body) for body in SHARDS.values())
-        }
-        fetched = {path.rsplit("/", 1)[-1] for _, path in server.requests if "/resolve/" in path}
-        assert fetched == {*CONFIGURATION, "model.safetensors.index.json"}  # no weights yet, no pickle, no code
+        small = {*CONFIGURATION, INDEX, "LICENSE"}
+        assert {path.name for path in Path("base").iterdir()} == {*small, "chat_template.jinja", "manifest.json"}
+        assert (Path("base") / "chat_template.jinja").read_text() == TEMPLATE
+        assert {path.name for path in Path("cache").glob("models--*/snapshots/*/*")} == small  # nothing else is fetched
 
-    def test_the_terms_of_the_base_come_along(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", {**MODEL, "LICENSE": b"terms", "USE_POLICY.md": b"policy", "run.py": b""})
-        assert run_base(tmp_path, server).returncode == 0
-        base = tmp_path / "models" / "base"
-        assert ((base / "LICENSE").read_bytes(), (base / "USE_POLICY.md").read_bytes()) == (b"terms", b"policy")
-        assert not (base / "run.py").exists()
+    def test_the_commit_is_asked_for_and_never_a_branch(self, hub: Server):
+        run_base()
+        load()
+        assert [path for path in hub.requests if COMMIT not in path] == []
 
-    def test_the_stage_that_needs_the_weights_fetches_and_checks_them(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        assert run_base(tmp_path, server).returncode == 0
-        result = self.load(tmp_path, server)
-        assert result.returncode == 0, result.stderr
-        directory = Path(result.stdout.strip())
-        assert {name: (directory / name).read_bytes() for name in SHARDS} == SHARDS
-        offline = self.load(tmp_path, server, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-        assert offline.stdout == result.stdout
-        for name, altered, problem in (
-            (max(SHARDS), SHARDS[max(SHARDS)][:-1] + b"x", "does not have the sha256"),
-            (max(SHARDS), SHARDS[max(SHARDS)] + b"x", "bytes in place of"),
-            ("config.json", b"{}", "is not what models/base/config.json is"),
-        ):
-            (directory / name).resolve().write_bytes(altered)
-            refused = self.load(tmp_path, server)
-            assert refused.returncode == 1
-            sentence = refused.stderr.splitlines()[-1]
-            assert re.search(rf"{name} .*{problem}", sentence)
-            (removed,) = re.findall(r"remove (\S+) and run `dvc repro`", sentence)
-            Path(removed).unlink()
-            assert self.load(tmp_path, server).stdout == result.stdout
-
-    def test_offline_with_a_full_cache(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", {**CONFIGURATION, **SHARDS})
-        assert run_base(tmp_path, server).returncode == 0
-        write(next((tmp_path / "hub" / "hub").glob("models--*/snapshots/*")), SHARDS)
-        before = (tmp_path / "models" / "base" / "manifest.json").read_bytes()
-        asked = len(server.requests)
-        result = run_base(tmp_path, server, HF_HUB_OFFLINE="1")
-        assert result.returncode == 0, result.stderr
-        assert len(server.requests) == asked
-        assert (tmp_path / "models" / "base" / "manifest.json").read_bytes() == before
+    def test_offline_a_complete_cache_gives_the_same_manifest(self, hub: Server, monkeypatch: pytest.MonkeyPatch):
+        hub.add_repository("o/n", CONFIGURATION | SHARDS | {INDEX: MODEL[INDEX]})
+        first = run_base()
+        load()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert run_base() == first
 
     @pytest.mark.parametrize(
-        ("files", "words"),
+        ("changes", "words"),
         [
-            ({**CONFIGURATION, "pytorch_model.bin": b"pickle"}, ["org/model", "no safetensors", "pickle"]),
-            ({"tokenizer.json": b"{}", **SHARDS}, ["config.json"]),
-            ({**CONFIGURATION, "tokenizer_config.json": b"{}", **SHARDS}, ["no chat template"]),
+            ({FIRST: None, LAST: None, INDEX: None}, "needs one file model.safetensors"),
+            ({INDEX: b"{}"}, "no weight_map"),
+            ({LAST: None}, f"lacks {LAST}"),
+            ({"model.safetensors": b""}, "has model.safetensors beside the shards"),
+            ({LAST: save({"lm_head.weight": np.ones((8, 8), np.float16)})}, r"lm_head.weight is \(8, 8\)"),
+            ({LAST: save({"other": np.ones(8, np.float16)})}, "lm_head.weight is missing"),
+            ({LAST: save({"lm_head.weight": np.ones((1024, 8), np.int8)})}, "weights of type I8"),
+            ({LAST: SHARDS[LAST][8:]}, "not a safetensors file"),
+            ({"config.json": None}, "no config.json"),
+            *(
+                ({"config.json": json.dumps(CONFIG | change).encode()}, words)
+                for change, words in (
+                    ({"vocab_size": 1000}, "outside the vocabulary"),
+                    ({"model_type": "none"}, "transformers cannot build"),
+                    ({"quantization_config": {"a": 1}}, "quantization_config"),
+                    ({"auto_map": {"AutoModel": "evil"}}, r"config\.json names code"),
+                )
+            ),
+            ({"tokenizer_config.json": b"{}"}, "no chat template"),
+            ({"tokenizer_config.json": b'{"auto_map": "evil"}'}, r"tokenizer_config\.json names code"),
+            ({"chat_template.jinja": b"{{ messages[0].content }}"}, "leaves the assistant's answer out"),
+            ({"tokenizer.json": b"{}"}, "no fast tokenizer"),
         ],
-        ids=["pickle", "no config", "no chat template"],
     )
-    def test_refused(self, server: Server, tmp_path: Path, files: dict[str, bytes], words: list[str]):
-        server.add_repository("org/model", files)
-        write(tmp_path / "models" / "base", {"old": b"old"})
-        assert_fails(run_base(tmp_path, server), *words)
-        assert [path.name for path in (tmp_path / "models").rglob("*")] == ["base", "old"]
+    def test_a_model_that_cannot_be_used_is_refused_and_the_old_base_stays(
+        self, hub: Server, changes: dict[str, bytes | None], words: str
+    ):
+        write(Path("base"), {"old": b"old"})
+        hub.add_repository("o/n", {name: body for name, body in (MODEL | changes).items() if body is not None})
+        with pytest.raises(Fail, match=words):
+            run_base()
+        assert [path.name for path in Path("base").iterdir()] == ["old"]
 
     @pytest.mark.parametrize("name", CONFIGURATION)
-    def test_a_small_file_that_is_not_the_hubs(self, server: Server, tmp_path: Path, name: str):
-        """Of the very length, so that the hub's client takes it."""
-        server.add_repository("org/model", MODEL)
-        path = f"/org/model/resolve/{COMMIT}/{name}"
-        whole = server.answers[path][0]
-        server.answers[path] = [replace(whole, body=whole.body.replace(b"}", b" "))]
-        result = run_base(tmp_path, server)
-        assert_fails(result, name, "is not what the hub has", "remove ", "run `dvc repro`")
-        assert not (tmp_path / "models" / "base").exists()
-        # The sentence's way out.
-        (removed,) = re.findall(r"remove (\S+) and", result.stderr.splitlines()[-1])
-        Path(removed).unlink()
-        server.answers[path] = [whole]
-        assert run_base(tmp_path, server).returncode == 0
+    def test_a_small_file_that_is_not_the_hubs_is_refused(self, hub: Server, name: str):
+        whole = hub.answers[f"{RESOLVE}/{name}"][0]
+        hub.answers[f"{RESOLVE}/{name}"] = [replace(whole, body=whole.body.replace(b": ", b" :", 1))]
+        with pytest.raises(Fail, match=f"{name} differs from the hub's file") as failure:
+            run_base()
+        follow(failure)
 
-    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-    def test_a_model_that_names_code_of_its_own(self, server: Server, tmp_path: Path, name: str):
-        value = json.loads(CONFIGURATION[name]) | {"auto_map": {"AutoTokenizer": [None, "evil/repo--tokenizer.Evil"]}}
-        server.add_repository("org/model", {**MODEL, name: json.dumps(value).encode()})
-        assert_fails(run_base(tmp_path, server), name, "names code of its own (auto_map)", "choose another base")
-
-    def test_weights_without_a_sha256(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        path = f"/api/models/org/model/revision/{COMMIT}"
-        info = json.loads(server.answers[path][0].body)
-        for file in info["siblings"]:
-            if file["rfilename"] == max(SHARDS):
-                del file["lfs"]
-        server.add_json(path, info)
-        assert_fails(run_base(tmp_path, server), max(SHARDS), "no sha256")
-
-    def load(
-        self, directory: Path, server: Server, command: str = "python3 train.py", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Fetch and check the weights that models/base names as `train` does, in a process of its own."""
-        (directory / "train.py").write_text(LOAD)
-        hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(directory / "hub"), "PYTHONPATH": str(ROOT)}
-        return run_command(directory, command, **hub | environment)
-
-    def test_an_interrupted_download_goes_on_where_it_was(self, server: Server, tmp_path: Path):
-        large = save({"w": np.arange(4_000_000, dtype=np.float32)})
-        server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
-        assert run_base(tmp_path, server).returncode == 0
-        path = f"/org/model/resolve/{COMMIT}/model.safetensors"
-        whole = server.answers[path][0]
-        # The first answer is to HEAD; then the connection breaks in the middle of the body.
-        server.answers[path] = [whole, Answer(200, large, whole.headers, sent=12_000_000), whole]
-        result = self.load(tmp_path, server)
-        assert result.returncode == 0, result.stderr
-        assert Path(result.stdout.strip(), "model.safetensors").read_bytes() == large
-        assert server.ranges
-        assert 0 < server.ranges[-1] <= 12_000_000
+    def test_weights_without_a_sha256_are_refused(self, hub: Server):
+        info = json.loads(hub.answers[INFO][0].body)
+        hub.add_json(INFO, info | {"siblings": [{**file, "lfs": None} for file in info["siblings"]]})
+        with pytest.raises(Fail, match="the hub gives no sha256 of model-00001"):
+            run_base()
 
     @pytest.mark.parametrize(
-        ("fault", "passes"),
+        ("paths", "answer", "words"),
         [
-            ({"sent": 5_000_000}, True),
-            ({"reset": True}, True),
-            ({"sent": 5_000_000, "stall": 3.0}, True),
-            ({"ranges": "ignored", "sent": 12_000_000}, True),
-            ({"ranges": "shifted", "sent": 12_000_000}, True),
-            ({"body": bytes(16_000_088)}, True),
-            ({"status": 503}, True),
-            ({"status": 429, "headers": {"Retry-After": "1"}}, True),
-            ({"status": 404}, False),
+            ([TREE, INFO], Answer(401, headers={"X-Error-Code": "GatedRepo"}), "o/n is gated: .*HF_TOKEN"),
+            ([f"{RESOLVE}/config.json"], Answer(401, headers={"X-Error-Code": "GatedRepo"}), "o/n is gated"),
+            ([TREE, INFO], Answer(401, headers={"X-Error-Code": "RepoNotFound"}), r"base\.repo_id: the hub has no o/n"),
+            ([TREE, INFO], Answer(404, headers={"X-Error-Code": "RevisionNotFound"}), r"HTTP 404.*base\.revision"),
+            ([TREE, INFO], Answer(500, b"\xff\xfe"), "HTTP 500"),
         ],
-        ids=["truncated", "reset", "stalled", "Range ignored", "Range lied about", "wrong bytes", "503", "429", "404"],
     )
-    @pytest.mark.parametrize("times", [1, 99], ids=["once", "always"])
-    @pytest.mark.slow
-    def test_a_fault_ends_in_the_right_file_or_in_a_sentence(
-        self,
-        server: Server,
-        tmp_path: Path,
-        request: pytest.FixtureRequest,
-        fault: dict[str, Any],
-        passes: bool,
-        times: int,
+    def test_an_answer_that_stays_an_error_is_named(self, hub: Server, paths: list[str], answer: Answer, words: str):
+        hub.answers |= {path: [answer] for path in paths}
+        with pytest.raises(Fail, match=words):
+            run_base()
+
+    @pytest.mark.parametrize(
+        "fault",
+        [Answer(503, b"<html>overloaded</html>"), replace(Answer(200, SHARDS[LAST], sent=20)), Answer(reset=True)],
+        ids=["503", "truncated", "reset"],
+    )
+    def test_a_fault_that_passes_is_tried_again(self, hub: Server, fault: Answer):
+        run_base()
+        whole = hub.answers[f"{RESOLVE}/{LAST}"][0]
+        hub.answers[f"{RESOLVE}/{LAST}"] = [whole, replace(fault, headers=whole.headers), whole]  # the first: to HEAD
+        assert (load() / LAST).read_bytes() == SHARDS[LAST]
+
+    @pytest.mark.parametrize(
+        ("name", "body", "problem"),
+        [
+            (LAST, ALTERED, "does not have the sha256"),
+            (LAST, ALTERED + b"x", "bytes, expected"),
+            ("config.json", b"{}", "differs from base/config.json"),
+        ],
+    )
+    def test_an_altered_file_of_the_cache_is_refused_with_a_way_out(
+        self, hub: Server, name: str, body: bytes, problem: str
     ):
-        if fault.get("ranges") == "ignored" and times > 1:
-            pytest.skip("huggingface_hub 1.33.0 goes on as long as bytes come: SECURITY.md names it")
-        large = save({"w": np.arange(4_000_000, dtype=np.float32)})
-        server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
-        assert run_base(tmp_path, server).returncode == 0
-        path = f"/org/model/resolve/{COMMIT}/model.safetensors"
-        whole = server.answers[path][0]
-        broken = replace(whole, **fault)
-        if "headers" in fault:
-            broken.headers = whole.headers | fault["headers"]
-        # The first answer is to HEAD; a lie about Range wants a body that was cut before.
-        cut = [replace(whole, sent=5_000_000)] if "ranges" in fault else []
-        server.answers[path] = [whole, *cut, *[broken] * times, *([whole] if times == 1 else [])]
-        with tried("downloads", f"weights: {request.node.callspec.id}") as seen:
-            result = self.load(tmp_path, server, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
-            assert server.count(path) < 60
-            if result.returncode == 0:
-                assert Path(result.stdout.strip(), "model.safetensors").read_bytes() == large
-                seen.append("the right file")
-            else:
-                assert "Traceback" not in result.stderr
-                sentence = result.stderr.splitlines()[-1]
-                assert re.search("could not be fetched|sha256|bytes in place of", sentence), sentence
-                seen.append(re.sub(r"\S*/(snapshots|hub)/\S+", "model.safetensors", sentence))
-                assert not (passes and times == 1 and "ranges" not in fault)
-                if "status" in fault:
-                    assert f"HTTP {fault['status']}" in sentence
-
-    def test_an_error_of_the_server_is_tried_again_and_then_named(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        assert run_base(tmp_path, server).returncode == 0
-        path = f"/org/model/resolve/{COMMIT}/{max(SHARDS)}"
-        whole, failed = server.answers[path][0], Answer(503, b"<html>overloaded</html>")
-        server.answers[path] = [whole, failed, whole]  # the first answer is to HEAD
-        result = self.load(tmp_path, server)
-        assert result.returncode == 0, result.stderr
-        assert {name: Path(result.stdout.strip(), name).read_bytes() for name in SHARDS} == SHARDS
-        shutil.rmtree(tmp_path / "hub")
-        server.answers[path] = [whole, replace(whole, status=500, body=b"\xff\xfe", headers={}), Answer(404)]
-        result = self.load(tmp_path, server)
-        assert result.returncode == 1
-        assert "could not be fetched from the hub (HTTP 404); " in result.stderr.splitlines()[-1]
-
-    @pytest.mark.skipif(not lends("unshare -rm"), reason="this machine lends no mount namespace")
-    def test_a_full_disk_under_the_hubs_cache(self, server: Server, tmp_path: Path):
-        large = save({"w": np.arange(4_000_000, dtype=np.float32)})
-        server.add_repository("org/model", {**CONFIGURATION, "model.safetensors": large})
-        assert run_base(tmp_path, server).returncode == 0
-        small = "mount -t tmpfs -o size=9m none hub && python3 train.py"
-        result = self.load(tmp_path, server, command=f"unshare -rm sh -c '{small}'")
-        assert result.returncode == 1
-        assert "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-1] == (
-            "train: org/model cannot be written into the hub's cache (No space left on device); free disk, or set "
-            "HF_HOME to another directory, then run `dvc repro`"
-        )
-
-    def test_weights_that_are_not_what_the_manifest_says(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        assert run_base(tmp_path, server).returncode == 0
-        path = tmp_path / "models" / "base" / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["files"][0]["sha256"] = "0" * 64
-        path.write_text(json.dumps(manifest))
-        result = self.load(tmp_path, server)
-        assert result.returncode == 1
-        assert "does not have the sha256 in manifest.json" in result.stderr.splitlines()[-1]
-
-    def test_the_commit_is_asked_for_and_no_branch(self, server: Server, tmp_path: Path):
-        server.add_repository("org/model", MODEL)
-        assert run_base(tmp_path, server).returncode == 0
-        assert self.load(tmp_path, server).returncode == 0
-        asked = [path for _, path in server.requests if "/resolve/" in path or path.startswith("/api/models/")]
-        assert asked
-        assert all(COMMIT in path for path in asked)
-
-    @pytest.mark.parametrize("part", ["/", "/resolve/"], ids=["everything", "files"])
-    def test_gated(self, server: Server, tmp_path: Path, part: str):
-        server.add_repository("org/model", MODEL)
-        server.gate("org/model", part)
-        result = run_base(tmp_path, server)
-        assert_fails(result, "org/model is gated", "https://huggingface.co/org/model", "HF_TOKEN")
-
-    def test_not_there(self, server: Server, tmp_path: Path):
-        for path in ("tree", "revision"):
-            missing = Answer(401, headers={"X-Error-Code": "RepoNotFound"})
-            server.answers[f"/api/models/org/typo/{path}/{COMMIT}"] = [missing]
-        assert_fails(run_base(tmp_path, server, "org/typo"), "base.repo_id: org/typo is not on the hub")
-
-    def test_no_such_commit(self, server: Server, tmp_path: Path):
-        missing = Answer(404, headers={"X-Error-Code": "RevisionNotFound"})
-        server.answers[f"/api/models/org/model/tree/{COMMIT}"] = [missing]
-        assert_fails(run_base(tmp_path, server), "HTTP 404", "base.revision")
-
-    def test_no_network(self, tmp_path: Path):
-        with serve() as gone:
-            pass
-        assert_fails(run_base(tmp_path, gone), "org/model", "could not be fetched", "check the network")
-
-    def test_offline_with_an_empty_cache(self, server: Server, tmp_path: Path):
-        result = run_base(tmp_path, server, HF_HUB_OFFLINE="1")
-        assert_fails(result, "org/model", "could not be fetched")
+        run_base()
+        whole = load()
+        (whole / name).resolve().write_bytes(body)
+        with pytest.raises(Fail, match=f"{name} .*{problem}") as failure:
+            load()
+        follow(failure)
+        assert load() == whole
 
 
-class TestLocal:
-    def run(self, directory: Path, model: Path) -> subprocess.CompletedProcess[str]:
-        (directory / "params.yaml").write_text(json.dumps({"base": {"source": "local", "path": str(model)}}))
-        return run_command(directory, BASE, PYTHONPATH=str(ROOT))
-
-    def test_the_weights_stay_where_they_are(self, tmp_path: Path):
-        model = write(tmp_path / "model", {**MODEL, "chat_template.jinja": b"a file of its own"})
-        result = self.run(tmp_path, model)
-        assert result.returncode == 0, result.stderr
-        base = tmp_path / "models" / "base"
-        assert not list(base.glob("*.safetensors")) + list(base.glob("*.py")) + list(base.glob("*.bin"))
-        assert (base / "chat_template.jinja").read_text() == "a file of its own"
-        manifest = json.loads((base / "manifest.json").read_text())
-        assert manifest == {"source": "local", "path": str(model), "files": FILES}
-        assert load_directory(base, manifest) == model
-
-    def test_truncated_weights(self, tmp_path: Path):
-        shard = max(SHARDS)
-        model = write(tmp_path / "model", {**MODEL, shard: SHARDS[shard][:-1]})
-        assert_fails(self.run(tmp_path, model), f"{model}/{shard} is missing, truncated or no safetensors file")
-        assert not (tmp_path / "models" / "base").exists()
+RESPONSE = httpx.Response(503, request=httpx.Request("GET", "http://hub"))
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff" * 8, SHARDS[max(SHARDS)][:-1], SHARDS[max(SHARDS)] + b"x", b"PK\x03\x04pickle in a zip"]
-)
-def test_describe_refuses_what_is_no_whole_safetensors_file(tmp_path: Path, body: bytes):
-    (tmp_path / "a.safetensors").write_bytes(body)
-    with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated or no safetensors file"):
-        describe(tmp_path)
-
-
-def test_describe(tmp_path: Path):
-    assert describe(write(tmp_path, MODEL)) == FILES
-    with pytest.raises(Fail, match=r"holds no \*\.safetensors file"):
-        describe(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
+    ("error", "tries", "words"),
     [
-        (lambda path: path.unlink(), "is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes in place of"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "does not have the sha256 in manifest.json"),
-    ],
-    ids=["missing", "truncated", "one byte altered"],
-)
-def test_verify(tmp_path: Path, change: Any, problem: str):
-    write(tmp_path, SHARDS)
-    verify(tmp_path, FILES)
-    change(tmp_path / max(SHARDS))
-    with pytest.raises(Fail, match=f"{max(SHARDS)} .*{problem}"):
-        verify(tmp_path, FILES)
-
-
-TINY = {"source": "tiny", "files": FILES}
-
-
-@pytest.mark.parametrize(
-    ("value", "place"),
-    [
-        ([], "it: "),
-        ({}, "source: "),
-        ({"source": "tiny"}, "files: "),
-        ({**TINY, "files": []}, "files: "),
-        ({**TINY, "files": [{**FILES[0], "name": "../elsewhere.safetensors"}]}, "files.0.name: "),
-        ({**TINY, "files": [{**FILES[0], "size": "1"}]}, "files.0.size: "),
-        ({**TINY, "repo_id": "org/model"}, "for the source tiny"),
-        ({**TINY, "source": "hub", "repo_id": "org/model"}, "for the source hub"),
-        ({**TINY, "source": "local"}, "for the source local"),
+        (httpx.HTTPStatusError("x", request=RESPONSE.request, response=RESPONSE), TRIES, "HTTP 503"),
+        (OSError("Consistency check failed: file should be of size 3"), TRIES, "OSError"),
+        (httpx.ConnectError("no route"), 1, "ConnectError"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "cannot be written into the hub's cache"),
     ],
 )
-def test_a_manifest_that_base_did_not_write(tmp_path: Path, value: Any, place: str):
-    (tmp_path / "manifest.json").write_text(json.dumps(TINY))
-    assert read_manifest(tmp_path) == TINY
-    (tmp_path / "manifest.json").write_text(json.dumps(value))
-    with pytest.raises(Fail, match=r"manifest\.json is not as `base` writes it") as failure:
-        read_manifest(tmp_path)
-    assert place in str(failure.value)
+def test_requests_are_tried_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int, words: str
+):
+    request = Mock(side_effect=error)
+    monkeypatch.setattr("pipeline.models.hub.time.sleep", lambda seconds: None)
+    with pytest.raises(Fail, match=words):
+        from_hub("base", request, "o/n", revision=COMMIT)
+    assert request.call_count == tries
 
 
-@pytest.mark.parametrize("missing", CONFIGURATION)
-def test_a_directory_without_a_fast_tokenizer_or_config(tmp_path: Path, missing: str):
-    write(tmp_path / "model", {name: body for name, body in CONFIGURATION.items() if name != missing})
-    with pytest.raises(Fail, match=f"has no {missing}"):
-        copy_configuration(tmp_path / "model", tmp_path / "base")
+class TestDirectory:
+    def test_the_weights_of_a_local_model_stay_where_they_are(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(base, "check_convertible", lambda *arguments: None)
+        model = write(tmp_path / "model", {**MODEL, "chat_template.jinja": TEMPLATE.encode() + b"{# own #}"})
+        Path("params.yaml").write_text(json.dumps({"base": {"source": "local", "path": str(model)}}))
+        assert run_base().model_dump(exclude_defaults=True) == {"source": "local", "path": str(model), "files": FILES}
+        assert {path.suffix for path in Path("base").iterdir()} == {".json", ".jinja", ""}
+        assert (Path("base") / "chat_template.jinja").read_text().endswith("{# own #}")
+        assert load() == model
+
+    @pytest.mark.parametrize("body", [b"", b"\xff" * 8, SHARDS[LAST][:-1], SHARDS[LAST] + b"x", b"PK\x03\x04pickle"])
+    def test_what_is_no_whole_safetensors_file_is_refused(self, tmp_path: Path, body: bytes):
+        write(tmp_path, {"a.safetensors": body})
+        with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated"):
+            read_header(tmp_path / "a.safetensors")
+        with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated"):
+            check_whole([tmp_path / "a.safetensors"])
 
 
-@pytest.mark.parametrize(
-    ("values", "place"),
-    [
-        ({"source": "hub", "repo_id": "org/model", "revision": "main"}, "base.revision"),
-        ({"source": "hub", "repo_id": "org/model/files", "revision": COMMIT}, "base.repo_id"),
-        ({"source": "hub", "repo_id": "org/model"}, "base.revision"),
-        ({"source": "local"}, "base.path"),
-        ({"source": "disk"}, "base.source: 'disk' is not one of hub, local, tiny"),
-        ({"source": "tiny", "hidden_size": 128}, "base.hidden_size"),
-    ],
-)
-def test_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, str], place: str):
-    monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(json.dumps({"base": values}))
-    with pytest.raises(Fail) as failure:
-        load_params()
-    assert place in str(failure.value)
+class TestProcess:
+    def test_a_stage_gets_the_directory_or_the_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(Path(base.__file__).parents[2]))
+        model = write(tmp_path / "model", {**SHARDS, LAST: ALTERED})
+        about = {"source": "local", "path": str(model), "files": FILES}
+        directory = write(tmp_path / "base", {"manifest.json": json.dumps(about).encode()})
+        assert base_weights.weights_directory(directory, verify=False) == model  # sizes only
+        with pytest.raises(Fail, match=f"{LAST} does not have the sha256"):
+            base_weights.weights_directory(directory)
+
+    def test_altered_weights_of_the_shipped_base_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(base, "TINY_BASE", write(tmp_path, MODEL))
+        with pytest.raises(Fail, match="not as committed"):
+            base.manifest_of(Tiny(source="tiny"), tmp_path)

@@ -1,42 +1,25 @@
-"""Reading a decision off an answer's beginning, and summing probabilities."""
+"""Scoring without a model: a decision at an answer's beginning, label forms after the prompt, room in the context."""
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.core.stage import Fail
-from pipeline.scoring.measures import UNPARSABLE
-from pipeline.scoring.scorer import Scorer, log_sum_exp, parse_decision, surface_forms
+from pipeline.core.errors import Fail
+from pipeline.scoring.predictions import UNPARSABLE
+from pipeline.scoring.protocols import PROTOCOLS
+from pipeline.scoring.scorer import Scorer, TooLong, number, parse_decision
+
+DECISIONS = {
+    "yes": ["Yes.", " yes", "YES, it does", "yes no"],
+    "no": ["\n\nNo. It does not", "**No**"],
+    "maybe": ['"maybe,', "Maybe"],
+    None: ["", " ", "Yesterday", "No-one knows", "no_", "Not at all", "None", "Maybes", "I think yes", "1. yes", "Oui"],
+}
 
 
-@pytest.mark.parametrize(
-    ("text", "decision"),
-    [
-        ("Yes.", "yes"),
-        (" yes", "yes"),
-        ("YES, it does", "yes"),
-        ("\n\nNo. It does not", "no"),
-        ("**No**", "no"),
-        ('"maybe,', "maybe"),
-        ("Maybe", "maybe"),
-        ("yes no", "yes"),
-        ("", None),
-        (" ", None),
-        ("Yesterday", None),
-        ("No-one knows", None),
-        ("no_", None),
-        ("Not at all", None),
-        ("None", None),
-        ("Maybes", None),
-        ("I think yes", None),
-        ("The answer is no", None),
-        ("1. yes", None),
-        ("Oui", None),
-    ],
-)
-def test_parse_decision(text: str, decision: str | None):
+@pytest.mark.parametrize(("text", "decision"), [(text, label) for label in DECISIONS for text in DECISIONS[label]])
+def test_an_answer_s_decision_is_its_first_word_or_none(text: str, decision: str | None):
     assert parse_decision(text, finished=True) == decision
 
 
@@ -47,13 +30,13 @@ def test_an_unfinished_word_may_go_on(text: str, decision: str | None):
     assert parse_decision(text, finished=False) == decision
 
 
-def test_surface_forms():
-    assert surface_forms("maybe") == ["maybe", "Maybe"]
-
-
-def test_log_sum_exp():
-    assert log_sum_exp([math.log(0.25), math.log(0.5)]) == pytest.approx(math.log(0.75))
-    assert log_sum_exp([-2000.0, -2000.0]) == pytest.approx(-2000 + math.log(2))
+@pytest.mark.parametrize("value", ["", "-1", "1.5", "many", "²", "9" * 20])
+def test_a_number_in_the_environment_has_to_be_a_whole_one(monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("N_THREADS", "12")
+    assert number("N_THREADS", 5) == 12
+    monkeypatch.setenv("N_THREADS", value)
+    with pytest.raises(Fail, match="N_THREADS"):
+        number("N_THREADS", 5)
 
 
 class Told(Scorer):
@@ -111,18 +94,42 @@ def test_the_greedy_answer_is_read_up_to_its_decision_and_is_unparsable_without_
     assert scorer.fed == [(token, 10 + token) for token in range(fed)]
 
 
-def test_the_greedy_answer_needs_room_for_all_its_tokens_but_the_last():
+def test_an_answer_needs_room_for_all_its_tokens_but_the_last():
     scorer = Told("No", ".")
-    assert scorer.greedy(scorer.after(0), position=20, max_new_tokens=1) == "no"
     assert scorer.greedy(scorer.after(0), position=15, max_new_tokens=6) == "no"
-    with pytest.raises(Fail, match=r"take 21 tokens: raise params\.yaml's evaluate\.n_ctx .*from 20"):
+    with pytest.raises(TooLong, match="21 tokens"):
         scorer.greedy(scorer.after(0), position=16, max_new_tokens=6)
 
 
 def test_a_question_needs_room_for_all_tokens_of_the_forms_but_their_last():
-    scorer = Told("No", ".")
-    choices = {"yes": [[1], [1, 2, 3]], "no": [[4, 5]], "maybe": [[6]]}  # three more than the prompt
+    choices: Any = {"yes": [[1], [1, 2, 3]], "no": [[4, 5]], "maybe": [[6]]}  # three more than the prompt
     with pytest.raises(EOFError):
-        scorer.score([0] * 17, choices)
-    with pytest.raises(Fail, match="take 21 tokens"):
-        scorer.score([0] * 18, choices)
+        Told().score([0] * 17, choices)
+    with pytest.raises(TooLong, match="21 tokens"):
+        Told().score([0] * 18, choices)
+
+
+class Letters(Scorer):
+    """A scorer with a token for each letter, and others for what stands in `joined`; BOS is 0."""
+
+    def __init__(self, *joined: str) -> None:
+        self.joined = joined
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        ids = [0] if add_special else []
+        while text:
+            size = next((len(part) for part in self.joined if text.startswith(part)), 1)
+            ids.append(sum(map(ord, text[:size])))
+            text = text[size:]
+        return ids
+
+
+def test_a_label_s_forms_are_what_is_longer_than_the_prompt():
+    tokens, choices = Letters("yes", "no", "maybe").encode("Answer:", PROTOCOLS["lm_eval"])
+    assert tokens == [0, *map(ord, "Answer:")]
+    assert choices["yes"] == [[ord(" "), sum(map(ord, "yes"))]]
+
+
+def test_a_form_that_the_tokenizer_joins_with_the_prompt_is_refused():
+    with pytest.raises(Fail, match="joins 'no' with the end of the prompt"):
+        Letters(": no").encode("Answer:", PROTOCOLS["lm_eval"])

@@ -1,0 +1,42 @@
+"""The micro run's models, loaded once by each pytest worker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.scoring.scorer import Scorer
+from pipeline.sections.train import Train
+from tests.conftest import yaml
+from tests.stages.helpers import TINY_BASE, convert, examples
+
+
+@pytest.fixture(scope="session")
+def wide(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The merged model as a 16-bit GGUF."""
+    return convert(micro / "models" / "merged", tmp_path_factory.mktemp("wide") / "wide.gguf")
+
+
+@pytest.fixture(scope="session")
+def shipped(micro: Path) -> Path:
+    """The GGUF of the micro run."""
+    return micro / "models" / "medical-reasoner.gguf"
+
+
+@pytest.fixture(scope="session")
+def scorer(shipped: Path) -> Iterator[Scorer]:
+    """The micro run's GGUF, loaded."""
+    with Scorer(shipped, 2048, "") as scorer:
+        yield scorer
+
+
+@pytest.fixture(scope="session")
+def trainer(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`train`'s own trainer before its first step, on five of the micro profile's examples."""
+    from pipeline.stages.train import build_trainer, quantized_lora
+
+    params = Train.model_validate(yaml.load((micro / "params.yaml").read_text())["train"])
+    model, tokenizer = quantized_lora(params, micro / TINY_BASE)
+    rows = examples(micro)[:5]
+    return build_trainer(params, model, tokenizer, rows, rows[:1], tmp_path_factory.mktemp("trainer"))

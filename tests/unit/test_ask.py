@@ -1,0 +1,32 @@
+"""What `ask` says beside the answer: figures of the very file that was asked, and doubts."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands import ask
+from pipeline.core.files import sha256
+
+
+@pytest.mark.parametrize(
+    ("yes", "no", "maybe", "count"),
+    [(0.9, 0.05, 0.01, 0), (0.4, 0.05, 0.01, 1), (0.5, 0.4, 0.05, 1), (0.2, 0.2, 0.01, 2)],
+)
+def test_an_answer_off_topic_or_without_two_to_one_odds_is_unsure(yes: float, no: float, maybe: float, count: int):
+    assert len(ask.doubts({"yes": math.log(yes), "no": math.log(no), "maybe": math.log(maybe)})) == count
+
+
+@pytest.mark.parametrize("of_this_file", [True, False])
+def test_figures_are_quoted_only_of_the_file_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_this_file: bool
+):
+    (tmp_path / "model.gguf").write_bytes(b"model")
+    digest = sha256(tmp_path / "model.gguf") if of_this_file else "0" * 64
+    tuned = {"accuracy": {"value": 0.75}, "protocols": {"question_only": {"accuracy": {"value": 0.55}}}}
+    compared = {"gguf": {"sha256": digest}, "simulated": True, "questions": 500, "tuned": tuned}
+    (tmp_path / "compare.json").write_text(json.dumps(compared))
+    monkeypatch.setattr(ask, "METRICS", tmp_path)
+    notes = ask.measured(tmp_path / "model.gguf", abstract=False, share=0.9)
+    assert ["55.0%" in note and "75.0%" in note for note in notes] == [True] * of_this_file

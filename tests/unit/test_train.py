@@ -1,0 +1,98 @@
+"""What `train` refuses, what it gives the libraries, and the figures that it derives. Training itself: tests/stages."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.core.errors import Fail
+from pipeline.core.example import Example
+from pipeline.sections.train import Train
+from pipeline.stages.train import (
+    check_backend,
+    check_lengths,
+    check_loss,
+    check_modules,
+    columns,
+    save_steps,
+    throughput,
+    unsloth_lora,
+)
+from tests.conftest import ROOT, yaml
+
+PROJECTIONS = [f"{letter}_proj" for letter in "q k v o gate up down".split()]
+LAYERS = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1) for name in PROJECTIONS} | {"norm": torch.nn.LayerNorm(1)})
+
+
+def params() -> Train:
+    return Train.model_validate(yaml.load((ROOT / "profiles/llama3-8b-t4.yaml").read_text())["train"])
+
+
+def example(pmid: int, length: int, prompt: int = 1) -> Example:
+    return Example(pmid=str(pmid), label="yes", text="", input_ids=list(range(length)), prompt_tokens=prompt)
+
+
+@pytest.mark.parametrize(("card", "words"), [(False, "needs a CUDA card"), (True, "make setup GPU=1")])
+def test_unsloth_without_a_card_or_an_installation_is_refused(monkeypatch: pytest.MonkeyPatch, card: bool, words: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
+    monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "anywhere")
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    with pytest.raises(Fail, match=words):
+        check_backend(params())
+
+
+def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_code(monkeypatch: pytest.MonkeyPatch):
+    given: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **options: Any) -> tuple[Any, Any]:
+        given.update(options, name=name)
+        return LAYERS, None
+
+    model = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=lambda model, **options: model)
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=model))
+    unsloth_lora(params(), Path("models/base"), torch.float16, None, {})
+    assert given["name"] == str(Path.cwd() / "models" / "base")
+    assert (given["local_files_only"], given["trust_remote_code"]) == (True, False)
+
+
+@pytest.mark.parametrize(("names", "wrong"), [(["q_proj", "k_prj"], "k_prj"), (["proj"], "proj"), (["norm"], "norm")])
+def test_a_layer_that_the_base_has_not_is_refused(names: list[str], wrong: str):
+    check_modules(LAYERS, ["q_proj", "down_proj"])
+    with pytest.raises(Fail, match=rf"train\.target_modules: .* {wrong}; it has .*q_proj"):
+        check_modules(LAYERS, names)
+
+
+def test_an_example_that_is_too_long_is_refused_by_pmid_and_parameter():
+    check_lengths([example(1, 5), example(2, 10)], 10)
+    with pytest.raises(Fail, match=r"train\.max_length: 2 .* more than 10 .*longest 12, PMID 2.*raise it to 12"):
+        check_lengths([example(1, 11), example(2, 12), example(3, 10)], 10)
+
+
+def test_the_loss_is_on_the_answers_tokens_alone():
+    assert columns(example(1, 5, prompt=3)) == {"input_ids": [0, 1, 2, 3, 4], "completion_mask": [0, 0, 0, 1, 1]}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused(loss: float):
+    check_loss(2.5, "step 1")
+    with pytest.raises(Fail, match=rf"the loss at step 2 is {loss}; lower train\.learning_rate"):
+        check_loss(loss, "step 2")
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "many", "²"])
+def test_the_interval_of_checkpoints_is_a_whole_number_in_the_environment(monkeypatch: pytest.MonkeyPatch, value: str):
+    monkeypatch.setenv("SAVE_STEPS", "7")
+    assert save_steps() == 7
+    monkeypatch.setenv("SAVE_STEPS", value)
+    with pytest.raises(Fail, match="SAVE_STEPS"):
+        save_steps()
+
+
+def test_throughput_leaves_the_warm_up_out():
+    seconds, tokens = (9.0, 10.0, 2.0, 2.0), (1000, 2000, 3000, 4000)
+    steps = [{"seconds": s, "num_input_tokens_seen": n} for s, n in zip(seconds, tokens, strict=True)]
+    found = [throughput(steps, 0), throughput(steps, 1), throughput(steps, 9), throughput(steps[:1], 0)]
+    assert found == pytest.approx([3000 / 14, 2000 / 4, 0, 0])
