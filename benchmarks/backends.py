@@ -1,53 +1,51 @@
-"""Speed and VRAM of training on one CUDA card, by backend and shape of the batch: `train`'s own functions, timed.
+"""Measure speed and VRAM of training on one CUDA card, by backend and shape of the batch.
 
-    python -m benchmarks.backends --project rehearsal --profile profiles/llama3-8b-t4.yaml --set backend=trl \
-        --batches 2x4,4x2,8x1
+    python -m benchmarks.backends --project rehearsal --profile profiles/llama3-8b.yaml --name h200 \
+        --set gradient_checkpointing=true --set backend=trl --batches 2x4,4x2,8x1
 
-Runs in a project whose `format` and `base` stages have run (a rehearsal's, say) and prints a JSON object for each
-batch. One backend a process: Unsloth changes TRL for good. --set changes parameters of the profile's `train` section.
-No checkpoint is written, so that the speed is that between two of them: --set save_steps=10 shows what they cost.
+Runs `train`'s own functions in a project whose stages `format` and `base` have run, such as a rehearsal's. One backend
+a process, because Unsloth replaces functions of TRL. --set changes parameters of the profile's section `train`. No
+checkpoint is written unless SAVE_STEPS says so. Without --batches the profile's own is measured.
 """
 
 import argparse
 import json
 import os
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.core.records import read_json, read_jsonl
-from pipeline.models.weights import MANIFEST, locate
-from pipeline.stages.train import Params, build_trainer, check_backend, forget_loading, quantized_lora, step_recorder
+from benchmarks.machine import LOGS
+from benchmarks.record import Figures, record
+from pipeline.core.example import Example
+from pipeline.core.files import read_rows
+from pipeline.models.base_weights import weights_directory
+from pipeline.sections.train import Train
+from pipeline.stages.train import build_trainer, check_backend, quantized_lora, reset_peak_memory, step_recorder
 
 
-def measure(params: Params, model: Any, tokenizer: Any, rows: dict[str, list[dict[str, Any]]], warm_up: int) -> Any:
-    """Train `max_steps` steps; speed over those after the warm-up, and peaks of VRAM in GiB over all."""
+def measure(params: Train, model: Any, tokenizer: Any, train: list[Example], warm_up: int) -> dict[str, Any]:
+    """Train `max_steps` steps: speed after the warm-up, and the peaks of VRAM in GiB over all steps."""
     import torch
 
     with tempfile.TemporaryDirectory() as work:
-        trainer = build_trainer(params, model, tokenizer, rows, Path(work))
+        trainer = build_trainer(params, model, tokenizer, train, train[:1], Path(work))
         trainer.add_callback(step_recorder())
-        forget_loading()
+        reset_peak_memory()
         trainer.train()
     history = [row for row in trainer.state.log_history if "loss" in row]
     timed = history[warm_up:]
     seconds = sum(row["seconds"] for row in timed)
     tokens = timed[-1]["num_input_tokens_seen"] - history[warm_up - 1]["num_input_tokens_seen"]
     return {
-        "backend": params.backend,
-        "batch": f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}",
-        "dtype": params.dtype,
-        "gradient_checkpointing": params.gradient_checkpointing,
-        "offload_embedding": params.offload_embedding,
-        "steps": len(timed),
-        "tokens": tokens,
-        "seconds_a_step": round(seconds / len(timed), 3),
         "tokens_per_s": round(tokens / seconds, 1),
-        "first_steps_s": round(sum(row["seconds"] for row in history[:warm_up]), 1),
-        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 3),
+        "seconds_a_step": round(seconds / len(timed), 3),
+        "steps": len(timed),
         "skipped_steps": sum(row["skipped"] for row in history),
         "first_loss": history[0]["loss"],
         "last_loss": history[-1]["loss"],
@@ -58,34 +56,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True)
     parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the card, in the figures' keys and the log's name")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--batches", default="", help="micro-batch x accumulation, comma-separated; else the profile's")
+    parser.add_argument("--batches", default="", help="micro-batch x accumulation, comma-separated")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=5)
-    parser.add_argument("--longest", type=int, default=0, help="train on so many longest examples alone")
     options = parser.parse_args()
     yaml = YAML(typ="safe")
-    values = yaml.load(options.profile)["train"] | {"max_steps": options.steps, "save_steps": options.steps}
+    values = yaml.load(options.profile)["train"] | {"max_steps": options.steps}
     values |= {name: yaml.load(value) for name, value in (item.split("=", 1) for item in options.set)}
-    batches = [batch.split("x") for batch in filter(None, options.batches.split(","))]
-    runs = [
-        Params.check("train", values | {"per_device_train_batch_size": int(m), "gradient_accumulation_steps": int(n)})
-        for m, n in batches
-    ] or [Params.check("train", values)]
+    shapes = [map(int, batch.split("x")) for batch in filter(None, options.batches.split(","))]
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    runs = [Train(**{**values, **dict(zip(names, shape, strict=True))}) for shape in shapes] or [Train(**values)]
+    os.environ.setdefault("SAVE_STEPS", str(options.steps))
     os.chdir(options.project)
     check_backend(runs[0])
-    rows = {split: read_jsonl(Path(f"data/formatted/{split}.jsonl")) for split in ("train", "validation")}
-    if options.longest:
-        rows["train"].sort(key=lambda row: len(str(row)), reverse=True)
-        del rows["train"][options.longest :]
-    base = Path("models/base")
+    train = read_rows(Path("data/formatted/train.jsonl"), Example)
 
     from transformers import set_seed
 
     set_seed(runs[0].seed)
-    model, tokenizer = quantized_lora(runs[0], locate(base, read_json(base / MANIFEST)))
+    model, tokenizer = quantized_lora(runs[0], weights_directory(Path("models/base"), verify=False))
+    figures: Figures = {}
+    lines: list[str] = []
     for params in runs:
-        print("backends:", json.dumps(measure(params, model, tokenizer, rows, options.warm_up)), flush=True)
+        found = measure(params, model, tokenizer, train, options.warm_up)
+        batch = f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}"
+        lines.append(f"{params.backend} {batch}: {json.dumps(found)}")
+        key = f"train.{options.name}{f'.{params.backend}.{batch}' if options.batches else ''}"
+        figures[f"{key}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
+        figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
+    log = LOGS / f"backends_{runs[0].backend if options.batches else options.profile.stem}.log"
+    given = shlex.join(sys.argv[1:]).replace(str(options.project), "DIR")
+    record(figures, f"python -m benchmarks.backends {given}", log, text="\n".join(lines))
 
 
 if __name__ == "__main__":

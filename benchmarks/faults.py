@@ -1,13 +1,12 @@
-"""Kill the micro profile's run at seeded moments, then try everything else in the table of faults, and count.
+"""Kill the micro profile's run at seeded moments, and compare what it ends with to an uninterrupted run.
 
-`python -m benchmarks.faults` runs `dvc repro` with SIGKILLs in every stage, and in DVC where it writes what a stage
-left, until all is done, and compares what it ends with to an uninterrupted run's in another directory. Two thirds of
-the kills fall on a write or rename. Then it runs the tests of the other faults with many more cases, and records all.
+`python -m benchmarks.faults` runs `dvc repro` with SIGKILLs in every stage, and in DVC while it writes what a stage
+left, until everything has run. Two thirds of the kills fall on a write or rename. The tests have the other faults: full
+disk, damaged files and downloads, locks, no memory, no network.
 """
 
 import argparse
 import getpass
-import hashlib
 import json
 import os
 import random
@@ -27,11 +26,12 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-from benchmarks.record import FAULTS, HERE, record
+from benchmarks.machine import HERE, LOGS, ROOT, environment
+from benchmarks.record import Figures, record
+from benchmarks.tables import STAGES as ALL
+from pipeline.core.files import sha256
 
-ROOT = HERE.parent
-LOG = HERE / "logs" / "faults.log"
-STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
+STAGES = tuple(ALL)
 VICTIMS = {"stage": "the stage", "group": "DVC and the stage", "dvc": "DVC alone"}
 # When: at a share of a stage's time, at one of its changes of files, or at one of DVC's after it; then in words.
 POINTS = {
@@ -44,9 +44,8 @@ SHELLS = ("/bin/bash", "/bin/sh")  # DVC starts a stage in the shell that SHELL 
 VOLATILE = "_resources.json"  # seconds and memory: another every time
 TRIES = 4  # runs of `dvc repro` that may fail after a kill, before it counts as lost
 GONE = 2.0  # seconds in which all of a run is gone after a kill
-SURVIVED = {"bad_inputs": "refused_cleanly", "inputs_accepted": "rightly"}  # the word for it, of a kind of fault
-PROBE = re.compile(r"\.[\w-]{22}\.tmp")  # DVC tries out with it which links the disk has; nothing ever reads it
-WAYS_OUT = {  # what DVC says of a file that its kill left cut or behind, and the way out that the documentation has
+PROBE = re.compile(r"\.[\w-]{22}\.tmp")  # DVC tests with it which links the disk has; nothing ever reads it
+WAYS_OUT = {  # what DVC says of a truncated or stale file after its kill, and the remedy in docs/troubleshooting.md
     r"is busy, it is being blocked by|RWLock-file": "rm -f .dvc/tmp/rwlock",
     r"\.git/\S+\.lock'\): \[Errno 17\]": "find .git -name '*.lock' -delete",
     r"dvc\.lock' (validation failed|is invalid)|failed to reproduce '\w+': $": "cp .dvc/tmp/dvc.lock dvc.lock",
@@ -81,24 +80,17 @@ def plan(kills: int, seed: int, stages: tuple[str, ...] = STAGES) -> list[Kill]:
     return chosen
 
 
-def environment(project: Path, **more: str) -> dict[str, str]:
-    """This process's, but its own interpreter is python3, the hook that kills is there, and TMPDIR and HOME are new."""
+def repro(project: Path, output: Any, **more: str) -> subprocess.Popen[str]:
+    """`dvc repro` with the hook that kills, with a new TMPDIR and HOME, without the run cache, in its own session.
+
+    Its output goes into a file, because a pipe stays open as long as a stage lives.
+    """
     for name in ("tmp", "home"):
         (project.parent / name).mkdir(exist_ok=True)
-    return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("XDG_")},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(HERE / "kill"),
-        "TMPDIR": str(project.parent / "tmp"),
-        "HOME": str(project.parent / "home"),
-        **more,
-    }
-
-
-def repro(project: Path, output: Any, **more: str) -> subprocess.Popen[str]:
-    """`dvc repro` without the run cache, in a session of its own; into a file, as a pipe stays open with a stage."""
+    places = {"TMPDIR": str(project.parent / "tmp"), "HOME": str(project.parent / "home")}
+    given = environment(PYTHONPATH=str(HERE / "kill"), **places, **more)
+    given = {name: value for name, value in given.items() if not name.startswith("XDG_")}
     command = [sys.executable, "-m", "dvc", "repro", "--no-run-cache"]
-    given = environment(project, **more)
     return subprocess.Popen(command, cwd=project, env=given, stdout=output, stderr=output, start_new_session=True)
 
 
@@ -106,7 +98,7 @@ def running(process: subprocess.Popen[str], stage: str) -> psutil.Process | None
     """The process of that stage below `process`, once it is there."""
     with suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
-            if f"pipeline.{stage}" in child.cmdline():
+            if child.cmdline()[1:4] == ["-m", "pipeline.run", stage]:
                 return child
     return None
 
@@ -156,7 +148,7 @@ def outliving(session: int) -> list[str]:
 
 
 def take_way_out(project: Path, output: str) -> str:
-    """Do what the documentation tells of what `dvc repro` said, and return both; raises RuntimeError if nothing."""
+    """Apply the documented remedy for what `dvc repro` said, and return both; raises RuntimeError if there is none."""
     for line in output.splitlines():
         for pattern, command in WAYS_OUT.items():
             if re.search(pattern, line):
@@ -166,7 +158,7 @@ def take_way_out(project: Path, output: str) -> str:
 
 
 def forget(project: Path, *stages: str) -> None:
-    """Let DVC take the stages for not yet run."""
+    """Make DVC run the stages again."""
     path, yaml = project / "dvc.lock", YAML()
     if path.exists():
         lock: Any = yaml.load(path)
@@ -176,10 +168,9 @@ def forget(project: Path, *stages: str) -> None:
 
 
 def strike(project: Path, kill: Kill, measured: Measured, said: list[str]) -> dict[str, Any] | None:
-    """Run `dvc repro` and kill as told: what was struck and what outlived it; None if the run was over before.
+    """Run `dvc repro` and kill it: what was struck and what outlived it; None if the run ended before.
 
-    What DVC says of an earlier kill goes into `said`. A run that fails, and nothing shows that a kill was why, raises
-    RuntimeError.
+    What DVC says of an earlier kill goes into `said`. Raises RuntimeError for a failure that no kill explains.
     """
     note, lock, figures = project.parent / "note", project / "dvc.lock", measured[kill.stage]
     armed = {"KILL_STAGE": kill.stage, "KILL_POINT": kill.point, "KILL_NOTE": str(note), "SHELL": kill.shell}
@@ -202,7 +193,7 @@ def strike(project: Path, kill: Kill, measured: Measured, said: list[str]) -> di
             return None
         of_stage = re.search(
             rf"failed to reproduce '{kill.stage}': .*, exited with -9", text
-        )  # SIGKILL, in DVC's words
+        )  # SIGKILL, as DVC says it
         if struck and (of_stage if kill.whom == "stage" else process.returncode == -signal.SIGKILL):
             if kill.point == "dvc.lock":
                 struck += f", {lock.stat().st_size if lock.exists() else 0} bytes of it left"
@@ -211,13 +202,13 @@ def strike(project: Path, kill: Kill, measured: Measured, said: list[str]) -> di
 
 
 def probes(project: Path) -> set[str]:
-    """The files beside the outputs with which DVC tried out links, and which a kill has left there."""
+    """The files with which DVC tests links and which a kill has left beside outputs."""
     found = (path.relative_to(project) for path in project.rglob(".*.tmp") if PROBE.fullmatch(path.name))
     return {str(path) for path in found if path.parts[0] != ".dvc"}
 
 
 def finish(project: Path) -> list[str]:
-    """`dvc repro` until it is done, by the ways out that the documentation has; what DVC said at each that it took."""
+    """Run `dvc repro` until all is done, with the documented remedies; returns what DVC said at each of them."""
     said: list[str] = []
     for _ in range(TRIES):
         with tempfile.TemporaryFile("w+") as output:
@@ -229,10 +220,10 @@ def finish(project: Path) -> list[str]:
 
 
 def results(project: Path) -> dict[str, str]:
-    """The sha256 of all that the stages leave, but for seconds and memory."""
+    """The sha256 of every file that the stages write, except times and memory."""
     files = (path for folder in ("data", "models", "metrics") for path in sorted((project / folder).rglob("*")))
     return {
-        str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(project)): sha256(path)
         for path in files
         if path.is_file()
         and not path.name.endswith(VOLATILE)
@@ -242,7 +233,7 @@ def results(project: Path) -> dict[str, str]:
 
 
 def left_over(project: Path) -> list[str]:
-    """What nothing may leave: temporary files, checkpoints, anything in TMPDIR or HOME but the one that torch makes."""
+    """What must not be left: temporary files, checkpoints, and anything but torch's directory in TMPDIR or HOME."""
     empty = project.parent / "tmp" / f"torchinductor_{getpass.getuser()}"
     outside = [path for name in ("tmp", "home") for path in (project.parent / name).rglob("*") if path != empty]
     inside = [*project.rglob("*.partial"), *project.glob(".checkpoints/**/*")]
@@ -250,11 +241,11 @@ def left_over(project: Path) -> list[str]:
 
 
 def prepare(directory: Path) -> Path:
-    """A copy of the project on the micro profile, with no cache and nothing in its lock file, in a new directory."""
+    """A copy of the project on the micro profile, with an empty lock file and no cache, in a new directory."""
     project = directory / "project"
     shutil.copytree(ROOT / "pipeline", project / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    (project / ".dvc").mkdir()
-    for path in ("dvc.yaml", "pyproject.toml", ".dvc/config", ".dvcignore", ".gitignore"):
+    shutil.copytree(ROOT / ".dvc" / "plots", project / ".dvc" / "plots")
+    for path in ("dvc.yaml", "pyproject.toml", "constraints.txt", ".dvc/config", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / path, project / path)
     shutil.copyfile(ROOT / "profiles" / "micro.yaml", project / "params.yaml")
     (project / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n", encoding="utf-8")
@@ -263,7 +254,7 @@ def prepare(directory: Path) -> Path:
 
 
 def measure(project: Path) -> Measured:
-    """Run what is to be done, uninterrupted: the changes of files and the seconds of each stage, in DVC's order."""
+    """Run everything uninterrupted: the number of changes of files and the seconds of each stage, in DVC's order."""
     with tempfile.TemporaryDirectory() as counts, tempfile.TemporaryFile("w+") as output:
         status = repro(project, output, KILL_COUNT=counts).wait()
         output.seek(0)
@@ -278,7 +269,7 @@ def measure(project: Path) -> Measured:
 def kill_all(
     project: Path, kills: list[Kill], measured: Measured, expected: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """Strike in the order of the stages, then finish and compare; a row a kill: what it was, whether all is well."""
+    """Strike in the order of the stages, then finish and compare; a row for each kill, with what is lost."""
     rows: list[dict[str, Any]] = []
     kills = sorted(kills, key=lambda kill: list(measured).index(kill.stage))
     for i, kill in enumerate(kills):
@@ -298,99 +289,48 @@ def kill_all(
         yield row | {"survived": not differ and not row["outlived"], "differ": differ}
 
 
-def run_kills(number: int, seed: int, log: list[str]) -> list[dict[str, Any]]:
-    """All kills, three to a stage and run, each run in a fresh project; raises if one did not fall where it should."""
+def run_kills(number: int, seed: int) -> list[dict[str, Any]]:
+    """All kills, three to a stage and run, each run in a new project; raises if one misses its moment."""
     chosen, rows = plan(number, seed), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as temporary:
         whole = prepare(Path(temporary, "whole"))
         measured = measure(whole)
-        log.append(f"changes of files and seconds: {json.dumps(measured)}")
         expected = results(whole)
         share = 3 * len(STAGES)
         for start in range(0, number, share):
             project = prepare(Path(temporary, f"killed{start}"))
             for row in kill_all(project, chosen[start : start + share], measured, expected):
                 rows.append(row)
-                log.append(json.dumps(row))
-                print(log[-1], flush=True)
+                print(json.dumps(row), flush=True)
             shutil.rmtree(project.parent)
     return rows
 
 
-TESTS = (
-    *(f"tests/unit/test_{name}.py" for name in ("bad_inputs", "header", "download", "weights")),
-    *(f"tests/stages/test_{name}.py" for name in ("disk", "offline", "resume")),
-    "tests/stages/test_faults.py::test_a_stale_lock_of_dvc_and_the_way_out",
-    "tests/stages/test_faults.py::test_a_dvc_lock_that_a_kill_left_cut_and_the_way_out",
-    "tests/stages/test_faults.py::test_a_lock_of_git_that_dvc_left_and_the_way_out",
-)
-
-
-def run_tests(cases: int, log: list[str]) -> list[dict[str, Any]]:
-    """Run the tests that count their tries (tests/conftest.py: tried), with so many generated cases; a row a try.
-
-    Raises RuntimeError if a test fails, counted or not.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        tally = Path(temporary, "tally.jsonl")
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=10", "-m", "not gpu", *TESTS]
-        given = os.environ | {"TALLY": str(tally), "BAD_INPUTS": str(cases)}
-        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
-        log += [f"$ BAD_INPUTS={cases} {' '.join(['pytest', *command[3:]])}", *done.stdout.splitlines()[-40:]]
-        if done.returncode != 0:
-            raise RuntimeError("\n".join(log[-40:]))
-        print(log[-1], flush=True)
-        rows = [json.loads(line) for line in tally.read_text(encoding="utf-8").splitlines()]
-    return [row | {"command": f"BAD_INPUTS={cases} pytest -m 'not gpu' {row['test']}"} for row in rows]
-
-
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a fault: the number of its tries, of those survived, what the user saw first, and the command."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for each kind of moment and victim: kills, those survived, and what DVC said first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["kind"], row["fault"], row["command"]), []).append(row)
-    return [
-        {
-            "fault": fault,
-            "tried": len(tries),
-            "survived": sum(row["survived"] for row in tries),
-            # A sentence without the names of temporary directories, and short enough for a table.
-            "seen": re.sub(rf"{tempfile.gettempdir()}/\S*/", "", tries[0]["seen"])[:160],
-            "command": command,
-        }
-        for (_, fault, command), tries in groups.items()
-    ]
+        groups.setdefault((VICTIMS[row["whom"]], POINTS[row["point"]]), []).append(row)
+    lines = [f"{'SIGKILL of':18} {'':30} {'kills':>5} {'survived':>8}  DVC then said"]
+    for (whom, point), tries in sorted(groups.items()):
+        said = next((said for row in tries for said in row["said"]), "")
+        survived = sum(row["survived"] for row in tries)
+        lines.append(f"{whom:18} {f'{point} a stage':30} {len(tries):5} {survived:8}  {said}".rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=90)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--cases", type=int, default=200, help="generated cases of each kind of bad input")
     options = parser.parse_args()
-    log: list[str] = []
-    command = f"python -m benchmarks.faults --kills {options.kills} --seed {options.seed} --cases {options.cases}"
-    try:
-        kills = run_kills(options.kills, options.seed, log)
-        tests = run_tests(options.cases, log)
-    finally:
-        LOG.write_text("\n".join(log) + "\n", encoding="utf-8")
-    rows: list[dict[str, Any]] = []
-    # A row of the table shows what its first try saw: those that saw anything come first.
-    for kill in sorted(kills, key=lambda kill: not (kill["said"] or kill["left"])):
-        fault = f"SIGKILL of {VICTIMS[kill['whom']]} {POINTS[kill['point']]} {kill['stage']}"
-        left = ["DVC leaves a hidden .tmp file beside an output"] if kill["left"] else []
-        seen = "; ".join([*kill["said"], *left, "the next `dvc repro` ends the same"])
-        rows.append({"kind": "kills", "fault": fault, "survived": kill["survived"], "seen": seen, "command": command})
-    rows += tests
-    FAULTS.write_text(json.dumps(summary(rows), indent=2) + "\n", encoding="utf-8")
-    figures: dict[str, tuple[float, str]] = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        tries = [row for row in rows if row["kind"] == kind]
-        figures[f"faults.{kind}"] = (len(tries), "")
-        figures[f"faults.{kind}_{SURVIVED.get(kind, 'survived')}"] = (sum(row["survived"] for row in tries), "")
-    record(figures, command, LOG)
-    print(figures)
+    rows = run_kills(options.kills, options.seed)
+    survived = sum(row["survived"] for row in rows)
+    lost = "".join(f"lost: {json.dumps(row)}\n" for row in rows if not row["survived"])
+    command = f"python -m benchmarks.faults --kills {options.kills} --seed {options.seed}"
+    figures: Figures = {"faults.kills": (len(rows), ""), "faults.kills_survived": (survived, "")}
+    record(figures, command, LOGS / "faults.log", text=table(rows) + lost)
+    sys.exit(survived < len(rows))
 
 
 if __name__ == "__main__":

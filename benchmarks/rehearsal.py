@@ -1,17 +1,15 @@
-"""Rehearse a hub profile with random weights: its memory, disk and time, before a download is paid for or a gate opens.
+"""Rehearse a hub profile with random weights: its VRAM, memory, disk and time, before the real download.
 
     python -m benchmarks.rehearsal --profile profiles/llama3-8b-t4.yaml --tokenizer DIR [--pubmedqa DIR]
 
-A local server speaks the hub's protocol and serves random weights at Llama-3-8B's exact shape with the tokenizer and
-chat template in DIR; `dvc repro` then runs the shipped profile in ./rehearsal, where only ids, commits, hashes and
-addresses differ. Interrupted, it goes on where it was when run again. What it measures lies in
-rehearsal/rehearsal.json; a model of random weights is never released: the report stage sees to that.
+A local server speaks the hub's protocol and serves random weights of Llama-3-8B's exact shape with the tokenizer and
+chat template in DIR; `dvc repro` then runs the profile in ./rehearsal with other ids, commits, hashes and addresses.
+Run it again after an interruption and it continues. The report stage releases nothing from random weights.
 """
 
 import argparse
 import hashlib
 import json
-import os
 import re
 import shutil
 import struct
@@ -29,9 +27,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from ruamel.yaml import YAML
 
-from benchmarks.watch import Watch
+from benchmarks.machine import LOGS, ROOT, Watch, environment
+from benchmarks.record import Figures, record
 
-ROOT = Path(__file__).parent.parent
 REPOSITORY = "rehearsal/Llama-3-8B-random-weights"  # report releases nothing whose base begins with 'rehearsal/'
 COMMIT = hashlib.sha1(REPOSITORY.encode()).hexdigest()
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -39,37 +37,16 @@ MAX_SHARD = 5_000_000_000  # bytes, as in the original repository: four files
 POOL = 8_388_593  # a prime, so that no two rows of a matrix begin at the same place in the pool
 
 # config.json of meta-llama/Meta-Llama-3-8B-Instruct, but for the version of transformers in it.
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128009,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 8192,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-TINY = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-}
+CONFIG: dict[str, Any] = json.loads("""{
+  "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+  "eos_token_id": 128009, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+  "intermediate_size": 14336, "max_position_embeddings": 8192, "model_type": "llama", "num_attention_heads": 32,
+  "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": null,
+  "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_cache": true,
+  "vocab_size": 128256
+}""")
+TINY = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 GENERATION = {"bos_token_id": 128000, "do_sample": False, "eos_token_id": [128001, 128009]}
 
 
@@ -79,23 +56,18 @@ def shapes(config: dict[str, Any]) -> dict[str, list[int]]:
     kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
     tensors = {"model.embed_tokens.weight": [config["vocab_size"], hidden]}
     for i in range(config["num_hidden_layers"]):
-        layer = {
-            "input_layernorm": [hidden],
-            "mlp.down_proj": [hidden, inner],
-            "mlp.gate_proj": [inner, hidden],
-            "mlp.up_proj": [inner, hidden],
-            "post_attention_layernorm": [hidden],
-            "self_attn.k_proj": [kv, hidden],
-            "self_attn.o_proj": [hidden, hidden],
-            "self_attn.q_proj": [hidden, hidden],
-            "self_attn.v_proj": [kv, hidden],
+        layer = {"input_layernorm": [hidden], "mlp.down_proj": [hidden, inner], "mlp.gate_proj": [inner, hidden]}
+        layer |= {"mlp.up_proj": [inner, hidden], "post_attention_layernorm": [hidden]}
+        layer |= {
+            f"self_attn.{name}_proj": [size, hidden]
+            for name, size in {"k": kv, "o": hidden, "q": hidden, "v": kv}.items()
         }
         tensors |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
     return tensors | {"model.norm.weight": [hidden], "lm_head.weight": [config["vocab_size"], hidden]}
 
 
 class Shard:
-    """A safetensors file of random bfloat16 weights that is nowhere stored: its bytes are made as they are read."""
+    """A safetensors file of random bfloat16 weights that is never stored: its bytes are computed as they are read."""
 
     def __init__(self, tensors: dict[str, list[int]], pool: memoryview, ones: memoryview) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -132,7 +104,7 @@ class Shard:
 
 
 class Text:
-    """A small file, whole in memory."""
+    """A small file in memory."""
 
     def __init__(self, body: bytes) -> None:
         self.body, self.size = body, len(body)
@@ -200,12 +172,13 @@ def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> Thr
                 self.send_error(404)
                 return
             file = answers[path]
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            start = int(wanted[1]) if wanted else 0
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start, end = (int(wanted[1]), int(wanted[2] or file.size)) if wanted else (0, file.size)
+            length = min(end + 1, file.size) - start
             self.send_response(206 if wanted else 200)
             if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{file.size - 1}/{file.size}")
-            self.send_header("Content-Length", str(file.size - start))
+                self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{file.size}")
+            self.send_header("Content-Length", str(length))
             self.send_header("Content-Type", "application/json" if "/api/" in path else "application/octet-stream")
             if (name := path.rsplit("/", 1)[-1]) in digests:
                 self.send_header("ETag", f'"{digests[name]}"')
@@ -213,7 +186,10 @@ def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> Thr
             self.end_headers()
             if self.command == "GET":
                 for piece in file.read(start):
-                    self.wfile.write(piece)
+                    self.wfile.write(piece[:length])
+                    length -= min(length, len(piece))
+                    if not length:
+                        break
 
         do_HEAD = do_GET  # noqa: N815
 
@@ -226,10 +202,10 @@ def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> Thr
 
 
 def prepare(directory: Path, profile: Path, url: str, pubmedqa: Path | None) -> None:
-    """Copy the project into `directory`, with the profile for its parameters; what an earlier run left there stays."""
+    """Copy the project into `directory`, with the profile as its params.yaml; outputs of an earlier run stay."""
     shutil.copytree(ROOT / "pipeline", directory / "pipeline", dirs_exist_ok=True)
     shutil.copytree(ROOT / ".dvc" / "plots", directory / ".dvc" / "plots", dirs_exist_ok=True)
-    for name in ("dvc.yaml", "pyproject.toml", ".dvcignore", ".dvc/config"):
+    for name in ("dvc.yaml", "pyproject.toml", "constraints.txt", "constraints-gpu.txt", ".dvcignore", ".dvc/config"):
         shutil.copyfile(ROOT / name, directory / name)
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=directory, check=True)
     yaml = YAML()
@@ -240,18 +216,13 @@ def prepare(directory: Path, profile: Path, url: str, pubmedqa: Path | None) -> 
     yaml.dump(params, directory / "params.yaml")
 
 
-def repro(directory: Path, url: str, targets: list[str]) -> dict[str, Any]:
-    """Run `dvc repro`; seconds, peak of anonymous memory and peak of disk by stage, and whether all went well."""
-    home = directory / "hub"
-    environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+def repro(directory: Path, url: str, targets: list[str]) -> tuple[int, dict[str, dict[str, float]]]:
+    """Run `dvc repro`; its exit status, and seconds, peak of anonymous memory and peak of disk by stage."""
+    given = environment(HF_ENDPOINT=url, HF_HOME=str(directory / "hub"), PYTHONUNBUFFERED="1")
     command = [sys.executable, "-m", "dvc", "repro", *targets]
-    start = time.monotonic()
-    began: dict[str, float] = {"start": start}
-    with subprocess.Popen(
-        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        watch = Watch(process.pid, [directory])
+    began: dict[str, float] = {}
+    with subprocess.Popen(command, cwd=directory, env=given, stdout=-1, stderr=subprocess.STDOUT, text=True) as process:
+        watch = Watch(process.pid, directory)
         for line in process.stdout or ():
             print(line, end="", flush=True)
             if found := re.match(r"Running stage '(\w+)'", line):
@@ -259,12 +230,34 @@ def repro(directory: Path, url: str, targets: list[str]) -> dict[str, Any]:
                 began[found[1]] = time.monotonic()
         watch.stop()
     ends = [*list(began.values())[1:], time.monotonic()]
-    return {
-        "succeeded": process.returncode == 0,
-        "seconds": {name: round(end - at, 1) for (name, at), end in zip(began.items(), ends, strict=True)},
-        "peak_anon_gib": {name: round(size / 2**30, 2) for name, size in watch.peak_anon.items()},
-        "peak_disk_gb": {name: round(size / 1e9, 2) for name, size in watch.peak_disk.items()},
+    measured = {
+        stage: {
+            "wall_s": round(end - at, 1),
+            "peak_anon_gib": round(watch.peak_anon.get(stage, 0) / 2**30, 2),
+            "disk_gb": round(watch.peak_disk.get(stage, 0) / 1e9, 2),
+        }
+        for (stage, at), end in zip(began.items(), ends, strict=True)
     }
+    return process.returncode, measured
+
+
+def figures_of(directory: Path, measured: dict[str, dict[str, float]]) -> Figures:
+    """Time, memory and disk of every stage and of all; VRAM and speed as the stages measured them."""
+    units = {"wall_s": "s", "peak_anon_gib": "GiB", "disk_gb": "GB"}
+    figures: Figures = {
+        "rehearsal.wall_s": (round(sum(costs["wall_s"] for costs in measured.values()), 1), "s"),
+        "rehearsal.disk_gb": (max(costs["disk_gb"] for costs in measured.values()), "GB"),
+        "rehearsal.gguf_gb": (round((directory / "models" / "medical-reasoner.gguf").stat().st_size / 1e9, 2), "GB"),
+    }
+    for stage, costs in measured.items():
+        figures |= {f"rehearsal.{stage}.{name}": (value, units[name]) for name, value in costs.items()}
+        resources = directory / "metrics" / f"{stage}_resources.json"
+        own = json.loads(resources.read_text(encoding="utf-8")) if resources.is_file() else {}
+        if "peak_vram_reserved_mib" in own:
+            figures[f"rehearsal.{stage}.vram_gib"] = (round(own["peak_vram_reserved_mib"] / 1024, 2), "GiB")
+        if own.get("tokens_per_second"):
+            figures[f"rehearsal.{stage}.tokens_per_s"] = (own["tokens_per_second"], "tokens/s")
+    return figures
 
 
 def main() -> None:
@@ -272,10 +265,10 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=ROOT / "profiles" / "llama3-8b-t4.yaml")
     parser.add_argument("--tokenizer", type=Path, help=f"a directory with Llama 3's {', '.join(TOKENIZER)}")
     parser.add_argument("--pubmedqa", type=Path, help="a directory with PubMedQA's two files; left out: the network")
-    parser.add_argument("--directory", type=Path, default=Path("rehearsal"), help="where it happens: 60 GB of disk")
+    parser.add_argument("--directory", type=Path, default=Path("rehearsal"), help="where it runs: 60 GB of disk")
     parser.add_argument("--shape", choices=["llama3-8b", "tiny"], default="llama3-8b", help="tiny: to try the command")
-    parser.add_argument("--port", type=int, default=8377, help="the same one when it goes on with an earlier run")
-    parser.add_argument("targets", nargs="*", help="stages; left out: all")
+    parser.add_argument("--port", type=int, default=8377, help="the same one when an earlier run continues")
+    parser.add_argument("targets", nargs="*", help="stages; left out: all, and the figures are recorded")
     options = parser.parse_args()
     if not options.profile.is_file():
         sys.exit(f"rehearsal: {options.profile} is missing; `ls profiles` shows what there is")
@@ -287,16 +280,17 @@ def main() -> None:
     with serve(repository(config, options.tokenizer), options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
         prepare(directory, options.profile, url, options.pubmedqa)
-        measured = repro(directory, url, options.targets)
+        status, measured = repro(directory, url, options.targets)
         server.shutdown()
-    path = directory / "rehearsal.json"
-    runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    path.write_text(json.dumps([*runs, measured], indent=2) + "\n", encoding="utf-8")
-    for stage, seconds in measured["seconds"].items():
-        memory, disk = (measured[name].get(stage, 0) for name in ("peak_anon_gib", "peak_disk_gb"))
-        print(f"rehearsal: {stage:10} {seconds:8.1f} s {memory:7.2f} GiB of memory {disk:7.2f} GB of disk")
-    if not measured["succeeded"]:
+    columns = ("wall_s", "peak_anon_gib", "disk_gb")
+    lines = [f"{'stage':10}" + "".join(f"{name:>14}" for name in columns)]
+    lines += [f"{stage:10}" + "".join(f"{costs[name]:14.2f}" for name in columns) for stage, costs in measured.items()]
+    print("\n".join(lines), flush=True)
+    if status:
         sys.exit("rehearsal: a stage failed; its last lines are above")
+    if options.shape == "llama3-8b" and not options.targets and len(measured) > 1:
+        command = f"python -m benchmarks.rehearsal --profile profiles/{options.profile.name} --tokenizer DIR"
+        record(figures_of(directory, measured), command, LOGS / "rehearsal.log", text="\n".join(lines))
 
 
 if __name__ == "__main__":

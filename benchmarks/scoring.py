@@ -1,27 +1,35 @@
-"""What scoring a question costs over decoding its prompt and reading nothing: `python -m benchmarks.scoring`.
+"""Measure what scoring a question costs over decoding its prompt alone, and what a card of some size can do.
 
-Run it in the project's root after `dvc repro`: it takes the tokenizer of models/base and the questions of
-data/formatted/test.jsonl, and a Llama of 405 million random weights at Q4_K_M, so that kernels are the cost and not
-Python. Each question is decoded bare and scored in every way in turn, over several rounds; a ratio is that of the sums
-of each question's fastest times, since what else runs on a machine only ever adds.
+    python -m benchmarks.scoring                  random weights on the CPU; run it after `dvc repro`
+    python -m benchmarks.scoring --gguf FILE --test FILE --layers 33,24,16 --questions 500
+
+The first takes the tokenizer of models/base and a Llama of 405 million random weights at Q4_K_M, so that kernels are
+the cost and not Python. The second also measures VRAM, with some or all layers on the card, each in a process of its
+own. Every question is decoded alone and scored in turn, over --rounds; its fastest times are summed.
 """
 
-import json
+import argparse
+import multiprocessing
+import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.record import HERE, record
-from pipeline.core.records import read_jsonl
+from benchmarks.machine import LOGS
+from benchmarks.record import Figures, record
+from pipeline.core.files import read_rows
+from pipeline.core.question import Question
 from pipeline.models.gguf import build
-from pipeline.scoring.protocols import LABELS
-from pipeline.scoring.scorer import Choices, Scorer
+from pipeline.models.manifest import Manifest, WeightFile
+from pipeline.scoring.protocols import PROTOCOLS
+from pipeline.scoring.scorer import Scorer
 
-QUESTIONS, ROUNDS = 8, 5
 N_CTX = 2048
-LONG = {"yes": "Yes, it is so", "no": "No, it is not", "maybe": "Maybe it is so"}
+GENERATED = 64  # tokens
 
 
 def random_model(base: Path, directory: Path) -> None:
@@ -39,67 +47,90 @@ def random_model(base: Path, directory: Path) -> None:
         num_key_value_heads=16,
         torch_dtype="bfloat16",
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.0f} million weights", flush=True)
-    model.save_pretrained(directory)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(base / name, directory / name)
 
 
-def timed(action: Callable[[], object]) -> float:
+def vram_used() -> float:
+    """GiB in use on the first card, by anything; 0 without a card."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
+    except (OSError, subprocess.CalledProcessError):
+        return 0.0
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """The wall time of a call."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
 
 
-def measure(gguf: Path, test: Path) -> dict[str, dict[str, float]]:
-    """Seconds of the questions in all, and tokens of a label's longest form, for each way; 'bare' decodes alone."""
-    rows = read_jsonl(test)[:QUESTIONS]
-    with Scorer(gguf, N_CTX) as scorer:
-        long: Choices = {label: [scorer.tokenize(LONG[label])] for label in LABELS}
+def measure(gguf: Path, test: Path, layers: int, questions: int, rounds: int) -> dict[str, tuple[float, str]]:
+    """Speeds of one GGUF with `layers` on the card, and the VRAM that they take."""
+    os.environ["N_GPU_LAYERS"] = str(layers)
+    before = vram_used()
+    asked, chat = [row.chat for row in read_rows(test, Question)[:questions]], PROTOCOLS["chat"]
+    with Scorer(gguf, N_CTX, "free memory") as scorer:
+        prompts = [scorer.encode(messages, chat)[0] for messages in asked]
 
         def bare(tokens: list[int]) -> None:
             scorer.lib.llama_memory_clear(scorer.lib.llama_get_memory(scorer.context), True)
             scorer.decode(tokens, [], 0)
             scorer.lib.llama_synchronize(scorer.context)
 
-        fastest: dict[str, list[float]] = {}
-        for _ in range(ROUNDS):
-            for number, row in enumerate(rows):
-                chat, plain = scorer.chat(row["prompt"])[0], scorer.plain(row["lm_eval"])[0]
-                ways = {
-                    "bare_chat": lambda tokens=chat: bare(tokens),
-                    "chat": lambda row=row: scorer.score(*scorer.chat(row["prompt"])),
-                    "long_forms": lambda tokens=chat: scorer.score(tokens, long),
-                    "bare_lm_eval": lambda tokens=plain: bare(tokens),
-                    "lm_eval": lambda row=row: scorer.score(*scorer.plain(row["lm_eval"])),
-                }
-                for way, action in ways.items():
-                    best = fastest.setdefault(way, [float("inf")] * len(rows))
-                    best[number] = min(best[number], timed(action))
-        tokens = {"chat": scorer.forms, "long_forms": long, "lm_eval": scorer.plain(rows[0]["lm_eval"])[1]}
-    longest = {way: max(len(form) for forms in choices.values() for form in forms) for way, choices in tokens.items()}
-    return {way: {"seconds": sum(best), "longest_form": longest.get(way, 0)} for way, best in fastest.items()}
+        def generate(tokens: list[int]) -> None:
+            for i in range(GENERATED):
+                scorer.decode([tokens[i % len(tokens)]], [], len(tokens) + i)
+                scorer.lib.llama_synchronize(scorer.context)
+
+        bare(prompts[0])  # the first call allocates
+        alone, scored = ([float("inf")] * len(asked) for _ in range(2))
+        for _ in range(rounds):
+            for i, tokens in enumerate(prompts):
+                alone[i] = min(alone[i], seconds(lambda tokens=tokens: bare(tokens)))
+                scored[i] = min(scored[i], seconds(lambda i=i: scorer.score(*scorer.encode(asked[i], chat))))
+        total = sum(map(len, prompts))
+        used = vram_used() - before
+        bare(prompts[0])
+        return {
+            "vram_gib": (round(used, 2), "GiB"),
+            "prompt_tokens_per_s": (round(total / sum(alone), 1), "tokens/s"),
+            "scored_tokens_per_s": (round(total / sum(scored), 1), "tokens/s"),
+            "questions_per_s": (round(len(asked) / sum(scored), 3), "questions/s"),
+            "generated_tokens_per_s": (round(GENERATED / seconds(lambda: generate(prompts[0])), 1), "tokens/s"),
+            "time_over_bare_prompt": (round(sum(scored) / sum(alone), 3), ""),
+        }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path)
+    parser.add_argument("--test", type=Path, default=Path("data/formatted/test.jsonl"))
+    parser.add_argument("--layers", default="0", help="on the card, comma-separated")
+    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    figures: Figures = {}
     with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary, "model")
-        random_model(Path("models/base"), directory)
-        build(directory, Path(temporary, "model.gguf"), "Q4_K_M", {})
-        ways = measure(Path(temporary, "model.gguf"), Path("data/formatted/test.jsonl"))
-    log = HERE / "logs" / "scoring.log"
-    log.write_text(json.dumps(ways, indent=1) + "\n", encoding="utf-8")
-    print(log.read_text(encoding="utf-8"))
-    chat, lm_eval = ways["bare_chat"]["seconds"], ways["bare_lm_eval"]["seconds"]
-    figures = {
-        "evaluate.cpu.time_over_bare_prompt": (round(ways["chat"]["seconds"] / chat, 3), ""),
-        "evaluate.cpu.lm_eval.time_over_bare_prompt": (round(ways["lm_eval"]["seconds"] / lm_eval, 3), ""),
-        "evaluate.cpu.long_forms.time_over_bare_prompt": (round(ways["long_forms"]["seconds"] / chat, 3), ""),
-        "evaluate.cpu.long_forms.tokens": (ways["long_forms"]["longest_form"], "tokens"),
-        "evaluate.cpu.questions_per_s": (round(QUESTIONS / ways["chat"]["seconds"], 3), "questions/s of 405 M weights"),
-    }
-    record(figures, "python -m benchmarks.scoring", log)
+        gguf = options.gguf
+        if not gguf:
+            directory, gguf = Path(temporary, "model"), Path(temporary, "model.gguf")
+            random_model(Path("models/base"), directory)
+            size = (directory / "model.safetensors").stat().st_size
+            files = [WeightFile(name="model.safetensors", size=size, sha256="0" * 64)]  # only the size is read here
+            build(directory, Manifest(source="tiny", files=files), gguf, "Q4_K_M", {})
+        for layers in map(int, options.layers.split(",")):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                asked = (gguf, options.test, layers, options.questions, options.rounds)
+                found = pool.submit(measure, *asked).result()
+            prefix = f"evaluate.cuda.{layers}_layers" if layers else "evaluate.cpu"
+            figures |= {f"{prefix}.{name}": row for name, row in found.items() if layers or name != "vram_gib"}
+    given = f" --gguf FILE --test FILE --layers {options.layers}" if options.gguf else ""
+    command = f"python -m benchmarks.scoring{given} --questions {options.questions} --rounds {options.rounds}"
+    record(figures, command, LOGS / ("scoring_cuda.log" if options.gguf else "scoring.log"))
 
 
 if __name__ == "__main__":

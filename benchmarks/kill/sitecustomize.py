@@ -72,7 +72,7 @@ def later(after: float, total: int) -> None:
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
     global stage
-    if of_dvc and event == "subprocess.Popen" and (found := re.search(r"-m pipeline\.(\w+)", str(args[1]))):
+    if of_dvc and event == "subprocess.Popen" and (found := re.search(r"-m pipeline\.run (\w+)", str(args[1]))):
         if stage == os.environ.get("KILL_STAGE"):  # it is over: DVC's last moment before the next one, or a miss
             NOTE.write_text("the start of the next stage" if os.environ["KILL_POINT"] == "dvc" else "")
             kill("dvc")
@@ -92,8 +92,8 @@ def note_counts(directory: Path) -> None:
         (directory / f"{name}.{'dvc' if of_dvc else 'stage'}.json").write_text(json.dumps(figures))
 
 
-if of_dvc or (sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("pipeline.")):
-    stage = "" if of_dvc else sys.orig_argv[2].removeprefix("pipeline.")
+if of_dvc or sys.orig_argv[1:3] == ["-m", "pipeline.run"]:
+    stage = "" if of_dvc else sys.orig_argv[3]
     if os.environ.get("KILL_POINT") or os.environ.get("KILL_COUNT"):
         sys.addaudithook(watch)
     if count := os.environ.get("KILL_COUNT"):
