@@ -20,6 +20,7 @@ from pipeline.core.json_files import read_json_object
 from pipeline.core.labels import Label
 from pipeline.models.chat import as_data
 from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.reporting.comparison import TUNED
 from pipeline.scoring.protocols import PROTOCOLS, messages
 from pipeline.scoring.scorer import Choices, Scorer
 
@@ -119,7 +120,7 @@ def measured(gguf: Path, abstract: bool, share: float) -> list[str]:
         )
     if not curve.is_file():
         return []
-    rows = [row for row in csv.DictReader(read_text(curve).splitlines()) if row["model"] == "tuned"]
+    rows = [row for row in csv.DictReader(read_text(curve).splitlines()) if row["model"] == TUNED]
     return [
         f"Of {row['questions']} {questions} answered about as surely, {float(row['accuracy']):.0%} were answered right."
         for row in rows

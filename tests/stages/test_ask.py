@@ -151,7 +151,7 @@ def test_letters_of_several_tokens_come_whole_and_terminal_codes_not_at_all_and_
 def test_an_answer_is_set_beside_the_test_questions_that_were_as_sure(micro: Path, shipped: Path) -> None:
     with contextlib.chdir(micro):
         for row in table(micro / "metrics" / "curves" / "reliability.csv"):
-            if row["model"] == "tuned":
+            if row["model"] == "tuned model":
                 (note,) = ask.measured(shipped, True, (float(row["low"]) + float(row["high"])) / 2)
                 assert note.startswith(f"Of {row['questions']} simulated test questions")
                 assert f" {float(row['accuracy']):.0%} were" in note
