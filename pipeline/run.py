@@ -80,8 +80,6 @@ def run_stage(stage: str, arguments: list[str]) -> None:
         if len(arguments) != len(names):
             raise Fail(f"expected the paths {' '.join(names)}, got {len(arguments)}; run it by `dvc repro {stage}`")
         main(*map(Path, arguments))
-    except KeyboardInterrupt:
-        sys.exit(f"{stage}: interrupted; run `dvc repro` to continue")
     except Exception as error:
         sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
         if sentence is None:
@@ -112,4 +110,7 @@ def start(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(sys.argv[1:])
+    try:
+        start(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(f"{sys.argv[1]}: interrupted; run `dvc repro` to continue")
