@@ -51,7 +51,14 @@ def here(tmp_path: Path) -> Path:
 def start(directory: Path, **environment: str) -> subprocess.Popen[str]:
     """A process that is the stage, once it has begun and waits."""
     command = [sys.executable, *COMMAND.split()[1:], "wait"]
-    process = subprocess.Popen(command, cwd=directory, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     while not (directory / "started").exists():
         assert process.poll() is None
         time.sleep(0.01)
