@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.tokens import AliasToken, AnchorToken
 
 from pipeline.core.params import Section, load_params
 from pipeline.sections.base import BASE
 from pipeline.sections.download import DOWNLOAD
+from tests.conftest import ROOT, yaml
 from tools.dependencies import CODE, closure, dependencies, imports, source
 
 DESCRIBED: dict[str, Any] = yaml.load(ROOT / "dvc.yaml")

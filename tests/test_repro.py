@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, output_of, repro, run_command, set_params, stages, yaml
 from ruamel.yaml import YAML
-from test_dvc_yaml import PROJECT, STAGES, data_dependencies, extras_listed, sections_listed, written
 
+from tests.conftest import ROOT, output_of, repro, run_command, set_params, stages, yaml
+from tests.test_dvc_yaml import PROJECT, STAGES, data_dependencies, extras_listed, sections_listed, written
 from tools.dependencies import dependencies
 
 MODULES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("[a-z]*.py"))
