@@ -174,7 +174,8 @@ def test_a_second_repro_runs_nothing(copy: Path) -> None:
 @pytest.mark.slow
 def test_a_parameter_of_evaluation_scores_both_models_again_and_trains_none(copy: Path) -> None:
     set_params(copy, "evaluate", max_new_tokens=4)
-    assert set(repro(copy)) == {"format", "evaluate", "baseline", "report"}
+    ran = set(repro(copy))  # report only if an answer differs
+    assert {"format", "evaluate", "baseline"} <= ran <= {"format", "evaluate", "baseline", "report"}
 
 
 @pytest.mark.slow
