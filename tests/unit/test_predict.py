@@ -99,7 +99,7 @@ def test_the_journal_goes_only_when_what_follows_the_questions_is_done():
     ],
     ids=["model", "questions", "layers on the card", "parameters"],
 )
-def test_a_run_of_something_else_begins_anew(
+def test_a_run_with_other_inputs_starts_over(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], Any]
 ):
     run(ROWS[:1])
