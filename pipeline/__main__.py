@@ -43,4 +43,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:  # while imports run; `run_command` has its own
+        from pipeline.commands import INTERRUPTED
+
+        sys.exit(f"{sys.argv[1]}: {INTERRUPTED}")

@@ -35,6 +35,9 @@ def main(frame_only: bool = False, output: Path = Path("dvc_plots")) -> None:
     if frame_only:
         return
     show = [sys.executable, "-m", "dvc", "plots", "show", "--quiet", "--html-template", str(FRAME)]
-    if subprocess.run([*show, "--out", str(output)], check=False).returncode != 0:
-        raise Fail("dvc could not draw the plots, see its lines above; run `dvc plots show` by itself")
+    # DVC's lines are held back: on Ctrl-C, too, it would say so beside this command.
+    done = subprocess.run([*show, "--out", str(output)], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        why = next((line for line in done.stderr.splitlines() if "ERROR" in line), "no reason given")
+        raise Fail(f"dvc could not draw the plots ({why}); run `dvc plots show` by itself")
     typer.echo(f"Open {output / 'index.html'} in a browser; no network is needed.")

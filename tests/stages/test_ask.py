@@ -114,6 +114,16 @@ def test_the_command_shows_them(
     assert "Not for clinical use." in out
 
 
+def test_what_was_not_measured_is_said_beside_the_answer(asked: Asked) -> None:
+    out = asked("What dose of belacine should I give?")[1]
+    assert "No abstract was given" in out
+    assert "does not ask for yes, no or maybe" in out
+    assert "English" in out
+    out = asked(QUESTION, "--context", "-", given=ABSTRACT.encode())[1]
+    assert "No abstract was given" not in out
+    assert "does not ask" not in out
+
+
 def test_the_conclusion_is_the_greedy_continuation_of_the_decision(scorer: Scorer, system: str) -> None:
     tokens, choices = ask.encode(scorer, system, QUESTION, ABSTRACT)
     scorer.score(tokens, choices)

@@ -30,3 +30,20 @@ def test_figures_are_quoted_only_of_the_file_that_was_measured(
     monkeypatch.setattr(ask, "METRICS", tmp_path)
     notes = ask.measured(tmp_path / "model.gguf", abstract=False, share=0.9)
     assert ["55.0%" in note and "75.0%" in note for note in notes] == [True] * of_this_file
+
+
+@pytest.mark.parametrize(
+    ("question", "is_open"),
+    [
+        ("What dose of belacine should I give to my patient?", True),
+        ("Acute pain: which drug?", True),
+        ("List the side effects of belacine.", True),
+        ("Does belacine reduce knee pain?", False),
+        ("Xanthogranulomatous cholecystitis: a premalignant condition?", False),
+        ("What you see on a chest radiograph: is it what you get?", False),
+        ("Isn\u2019t belacine effective where placebo is not?", False),
+        ("When given early, does belacine help?", False),
+    ],
+)
+def test_a_question_that_does_not_ask_for_yes_no_or_maybe_is_known_by_its_first_words(question: str, is_open: bool):
+    assert ask.is_open(question) is is_open

@@ -1,9 +1,11 @@
 """The plots of dvc.yaml are drawn, and drawn with no network, from files of the shapes that the stages write."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +160,22 @@ def test_a_browser_with_no_network_draws_every_plot(project: Path) -> None:
     command = [str(CHROMIUM), *flags.split(), *offline, "--virtual-time-budget=10000", "--dump-dom", page]
     dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     assert dom.count('class="marks"') == len(PLOTS)
+
+
+def test_ctrl_c_ends_in_one_line(project: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "plots"]
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    ) as process:
+        while not plots.FRAME.is_file():  # then DVC draws
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate()[1] == "plots: interrupted; run the same command again\n"
 
 
 def test_outside_a_project_it_is_one_sentence(project: Path) -> None:
