@@ -2,7 +2,8 @@
 # Builds .venv: the packages of pyproject.toml at the versions of constraints.txt, and llama.cpp from source.
 # `make setup` runs this; interrupted, it goes on from where it was when run again. Variables that it reads:
 #   PYTHON=/path/to/python3.12  the interpreter to use
-#   TORCH_INDEX=https://...     take torch, and nothing else, from this index (PyTorch's CPU index, say)
+#   TORCH_INDEX=https://...     take torch, and nothing else, from this index; by default the one that fits the machine
+#   PYTORCH=https://...         a mirror of download.pytorch.org/whl, in which set-up looks for that index
 #   GPU=1                       for the CUDA card that is here: constraints-gpu.txt, Unsloth, llama.cpp with CUDA
 #   LOCK=1                      choose versions anew and write constraints.txt (`make constraints`)
 set -euo pipefail
@@ -11,6 +12,14 @@ cd "$(dirname "$0")/.."
 llama_cpp=llama-cpp-python==0.3.36
 llama_cpp_sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 llama_cpp_options=-DLLAVA_BUILD=OFF
+pytorch=${PYTORCH:-https://download.pytorch.org/whl}
+# The lowest driver of each of torch's CUDA builds. A driver runs all CUDA versions of its major version: 12.x from 525,
+# 13.x from 580 (docs.nvidia.com/deploy/cuda-compatibility). torch is built for 12.6, 12.8 and 13.0; the build for 13.0
+# is also the one of pip's own index. Cards that 12.6 does not know (Blackwell) have driver 570 at least.
+torch_builds='580 13 default
+570 12 cu128
+525 12 cu126'
+virtualenv=virtualenv==21.15.8
 venv=$PWD/.venv
 log=$venv/setup.log
 
@@ -27,33 +36,45 @@ if [ -n "${GPU:-}" ]; then
     [ "${capability/./}" -ge 75 ] ||
         fail "torch's CUDA build knows cards of compute capability 7.5 (a T4) and newer, and $name has $capability;" \
             "run this without GPU=1, for the CPU"
-    # constraints-gpu.txt's torch is built for CUDA 13.0, which no older driver can run.
-    [ -n "${TORCH_INDEX:-}" ] || [ "${driver%%.*}" -ge 580 ] ||
-        fail "torch for CUDA 13.0 needs driver 580 or newer, and this is $driver; update it, or take torch for an older" \
-            "CUDA: make setup GPU=1 TORCH_INDEX=https://download.pytorch.org/whl/cu126"
+    cuda= build=
+    while read -r lowest version index; do
+        if [ "${driver%%.*}" -ge "$lowest" ]; then cuda=$version build=$index; break; fi
+    done <<<"$torch_builds"
+    [ -n "$cuda" ] ||
+        fail "torch is built for CUDA 12 and newer, which needs driver 525, and this is $driver; install a newer driver," \
+            "or run this without GPU=1, for the CPU"
+    [ "$build" = default ] || TORCH_INDEX=${TORCH_INDEX:-$pytorch/$build}
     PATH=$PATH:/usr/local/cuda/bin
     command -v nvcc >/dev/null ||
-        fail "llama.cpp is compiled for the card and nvcc is not here; install the CUDA toolkit, then run this again"
+        fail "llama.cpp is compiled for the card and nvcc is not here; install the CUDA toolkit, version $cuda," \
+            "then run this again"
+    compiler=$(nvcc --version | sed -nE 's/.* release ([0-9]+)\..*/\1/p')
+    [ "${compiler:-0}" -le "$cuda" ] ||
+        fail "nvcc is of CUDA $compiler and driver $driver runs no more than CUDA $cuda; install a newer driver, or" \
+            "the CUDA toolkit, version $cuda, and put its nvcc first in PATH"
     # Scoring switches flash attention off, and its kernels are the longest to compile.
     llama_cpp_options+=" -DGGML_CUDA=ON -DGGML_CUDA_FA=OFF -DCMAKE_CUDA_ARCHITECTURES=${capability/./}"
 fi
 
 python=
-lowest=3.11
-[ -z "${GPU:-}" ] || lowest=3.12 # the numpy of constraints-gpu.txt
 for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-    supported="import sys; sys.exit(not (${lowest/./, }) <= sys.version_info[:2] <= (3, 14))"
+    supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'
     if "$candidate" -c "$supported" 2>/dev/null; then python=$candidate; break; fi
 done
 if [ -z "$python" ]; then
     found=$("${PYTHON:-python3}" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null) ||
         found="no working Python"
-    fail "Python $lowest to 3.14 is needed and ${PYTHON:-python3} is $found;" \
+    fail "Python 3.11 to 3.14 is needed and ${PYTHON:-python3} is $found;" \
         "install one, or name it: make setup PYTHON=/path/to/python3.12"
 fi
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "$python lacks the venv module; install it (Debian, Ubuntu: apt install" \
-        "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')), then run this again"
+# Debian and Ubuntu split these off, and not every Python there has a package of them: then virtualenv makes .venv.
+has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+if ! { has_venv || "$python" -m virtualenv --version || "$python" -m pip --version; } >/dev/null 2>&1; then
+    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    remedy="install pip for it (https://pip.pypa.io/en/stable/installation)"
+    ! apt-cache show "$package" >/dev/null 2>&1 || remedy="install it (apt install $package)"
+    fail "$python lacks the venv module; $remedy, or name another: make setup PYTHON=/path/to/python3.12"
+fi
 
 compiles() { # language, header, candidates...: succeeds if one of the candidates compiles a line
     local language=$1 header=$2 candidate
@@ -79,22 +100,41 @@ if static_only "${CXX:-c++}"; then
     export CC=cc CXX=c++ CUDAHOSTCXX=c++
 fi
 
-# Measured: 2.4 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
-# CUDA, which is what pip takes by default, is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
-case ${GPU:-}${TORCH_INDEX:-} in */cpu*) need=4 ;; 1*) need=16 ;; *) need=13 ;; esac
-if compgen -G "$venv/lib/python3*/site-packages/torch/version.py" >/dev/null; then need=1; fi
-free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1000000))
-if [ "$free" -lt "$need" ]; then
-    without=
-    [ "$need" != 13 ] || without=", or take torch without CUDA (4 GB): make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
-    fail "$need GB of free disk are needed in $PWD and there are $free; free some$without"
+installed=
+if compgen -G "$venv/lib/python3*/site-packages/torch/version.py" >/dev/null; then installed=1; fi
+reached() { "$python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' "$1" 2>/dev/null; }
+# Without a card, torch needs no CUDA. A network that has pip's index alone has torch with CUDA alone.
+if [ -z "${GPU:-}${LOCK:-}${TORCH_INDEX:-}$installed" ]; then
+    if reached "$pytorch/cpu/torch/"; then TORCH_INDEX=$pytorch/cpu; else
+        say "$pytorch/cpu cannot be reached: torch comes from pip's own index, which may have it with CUDA alone"
+    fi
 fi
+
+# Measured: 2.4 GB stay in .venv with torch for the CPU, and downloads and builds lie beside it meanwhile. torch for
+# CUDA is 2.5 GB more to download (pip's cache keeps a copy) and 3.9 GB unpacked.
+case ${GPU:-}${TORCH_INDEX:-} in */cpu*) need=4 ;; 1*) need=16 ;; *) need=13 ;; esac
+[ -z "$installed" ] || need=1
+free=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1000000))
+[ "$free" -ge "$need" ] || fail "$need GB of free disk are needed in $PWD and there are $free; free some"
 
 # --- The virtual environment.
 
+make_venv() {
+    if has_venv; then "$python" -m venv "$venv"
+    elif "$python" -m virtualenv --version; then "$python" -m virtualenv "$venv"
+    else # pip installs it beside .venv, where Debian's pip may also write, and .venv does not need it afterwards
+        "$python" -m pip install --target "$venv.partial" "$virtualenv" &&
+            PYTHONPATH=$venv.partial "$python" -m virtualenv "$venv"
+        local status=$?
+        rm -rf "$venv.partial"
+        return $status
+    fi
+}
+
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     say "1/3 virtual environment: .venv, $("$python" --version)"
-    lines=$("$python" -m venv --clear "$venv" 2>&1) || fail "$python could not make .venv: ${lines##*$'\n'}"
+    rm -rf "$venv"
+    lines=$(make_venv 2>&1) || fail "$python could not make .venv: ${lines##*$'\n'}"
 fi
 export TMPDIR=$venv/tmp PATH=$venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf "$TMPDIR"

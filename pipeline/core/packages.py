@@ -3,12 +3,13 @@
 Only the launcher imports this: it refuses to run a stage, but cannot change a result.
 """
 
-import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from pipeline.core.errors import Fail
@@ -48,9 +49,13 @@ def tracked_pins(stage: str) -> dict[str, str]:
 
 
 def read_pins(lines: list[str]) -> dict[str, str]:
-    """Package -> version of lines such as `torch==2.13.0`."""
-    found = (re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.]+)(?:\+[\w.]+)?", line.strip()) for line in lines)
-    return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
+    """Package -> version of lines such as `torch==2.13.0`, without those of another Python or without a version."""
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    here = [one for one in found if one.marker is None or one.marker.evaluate()]
+    pins = {canonicalize_name(one.name): str(one.specifier).partition("==") for one in here}
+    return {
+        name: version.partition("+")[0] for name, (before, pinned, version) in pins.items() if pinned and not before
+    }
 
 
 def installed(name: str) -> str | None:

@@ -59,4 +59,4 @@ def test_every_version_that_is_not_its_sets_is_named_and_local_labels_do_not_cou
 
 def test_names_and_versions_are_read_in_all_their_spellings():
     lines = ["A_b[x,y]==1.2", "c.d==3+cpu", " e==1.0rc1 ", "# f==1", "g>=1", ""]
-    assert read_pins(lines) == {"a-b": "1.2", "c.d": "3", "e": "1.0rc1"}
+    assert read_pins(lines) == {"a-b": "1.2", "c-d": "3", "e": "1.0rc1"}
