@@ -121,7 +121,7 @@ def main() -> None:
             random_model(Path("models/base"), directory)
             size = (directory / "model.safetensors").stat().st_size
             files = [WeightFile(name="model.safetensors", size=size, sha256="0" * 64)]  # only the size is read here
-            build(directory, Manifest(source="tiny", files=files), gguf, "Q4_K_M", {})
+            build(directory, Manifest(source="tiny", files=files), {gguf: "Q4_K_M"}, {}, [])
         for layers in map(int, options.layers.split(",")):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 asked = (gguf, options.test, layers, options.questions, options.rounds)

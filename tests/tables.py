@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.params import read_section
+from pipeline.models import imatrix
 from pipeline.models.gguf_header import SYSTEM_PROMPT
 from pipeline.reporting.comparison import File, Quality, Subject
 from pipeline.scoring.measures import wilson
@@ -48,7 +50,7 @@ DATA = {
     "test": {"questions": 500, "tokens_max": 777},
     "test_overlap": {"8_grams": 57, "13_grams": 3},
 }
-INPUTS = ("metrics", "source.json", "base", "adapter/training.json", "medical-reasoner.gguf")
+INPUTS = ("metrics", "source.json", "base", "adapter/training.json", "medical-reasoner.gguf", "imatrix.gguf")
 OUTPUTS = ("metrics/compare.json", "metrics/curves", "metrics/pictures", "release")
 
 
@@ -135,6 +137,8 @@ def write_inputs(directory: Path) -> None:
         adapter__training=training,
     )
     write_gguf(directory / "medical-reasoner.gguf")
+    matrix = {"blk.0.attn_q.weight": imatrix.Entry(np.ones(4), 7)}
+    imatrix.write(directory / "imatrix.gguf", matrix, 9)
 
 
 def make_report(directory: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from tqdm import tqdm
 
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import scratch
+from pipeline.models import imatrix
 from pipeline.models.manifest import Manifest
 
-# Mean bits of a weight in an 8-billion-parameter Llama 3, by llama.cpp's own table, rounded up.
-BITS = {"Q3_K_M": 3.9, "IQ4_XS": 4.3, "Q4_K_S": 4.6, "Q4_K_M": 4.9, "Q5_K_M": 5.7, "Q6_K": 6.6, "Q8_0": 8.5}
+# Mean bits of a weight in an 8-billion-parameter Llama 3, by the size of the file, rounded up.
+BITS = {
+    "IQ3_XXS": 3.4, "IQ3_XS": 3.5, "IQ3_M": 3.8, "Q3_K_M": 4.0, "IQ4_XS": 4.5, "IQ4_NL": 4.7, "Q4_0": 4.7,
+    "Q4_K_M": 4.9, "Q5_K_M": 5.8, "Q6_K": 6.6, "Q8_0": 8.6,
+}  # fmt: skip
 MAX_BUF_SIZE = 1 << 30  # bytes of a tensor's rows that the quantizer holds at once; llama.cpp's default is 8 GiB
 
 
@@ -43,12 +48,25 @@ def check_disk(manifest: Manifest, directory: Path, copies: float) -> None:
         )
 
 
-def build(model: Path, manifest: Manifest, target: Path, quant_type: str, metadata: dict[str, Any]) -> None:
-    """Convert the model directory to a temporary 16-bit GGUF and quantize that to `target`; raises `Fail`."""
-    check_disk(manifest, target.parent, 1 + BITS[quant_type] / 16)
-    with scratch(target.with_suffix(".16bit.gguf")) as wide:
+def build(
+    model: Path,
+    manifest: Manifest,
+    targets: Mapping[Path, str],
+    metadata: dict[str, Any],
+    texts: Sequence[Sequence[int]],
+) -> imatrix.Matrix:
+    """Convert the model directory to a temporary 16-bit GGUF and quantize that to each target, of the type beside it.
+
+    Returns the importance matrix over `texts` of token ids, an empty one if there are none. Raises `Fail`.
+    """
+    first = next(iter(targets))
+    check_disk(manifest, first.parent, 1 + sum(BITS[quant_type] for quant_type in targets.values()) / 16)
+    with scratch(first.with_suffix(".16bit.gguf")) as wide:
         convert(model, manifest, wide, metadata)
-        quantize(wide, target, quant_type)
+        matrix = imatrix.collect(wide, texts) if texts else {}
+        for target, quant_type in targets.items():
+            quantize(wide, target, quant_type, matrix)
+    return matrix
 
 
 def convert(model: Path, manifest: Manifest, target: Path, metadata: dict[str, Any]) -> None:
@@ -85,8 +103,11 @@ def run_converter(model: Path, target: Path, options: dict[str, Any], source: st
         raise Fail(f"{source}: {lines[-1] if lines else 'llama.cpp could not convert it; the lines above say why'}")
 
 
-def quantize(source: Path, target: Path, quant_type: str) -> None:
-    """Quantize a 16-bit GGUF to llama.cpp's type of that name; raises `Fail`."""
+def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix) -> None:
+    """Quantize a 16-bit GGUF to llama.cpp's type of that name, by an importance matrix that may be empty.
+
+    Raises `Fail`.
+    """
     import llama_cpp
     from llama_cpp._logger import llama_log_callback, set_verbose
 
@@ -95,6 +116,9 @@ def quantize(source: Path, target: Path, quant_type: str) -> None:
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
     params.nthread = len(os.sched_getaffinity(0))
     params.max_buf_size = MAX_BUF_SIZE
+    importance = imatrix.pointer_to(matrix)
+    if matrix:
+        params.imatrix = importance
     with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar:
 
         @llama_cpp.llama_log_callback

@@ -74,11 +74,30 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
+class Tensor(NamedTuple):
+    """One tensor of a GGUF."""
+
+    type: str  # such as Q4_K
+    shape: tuple[int, ...]  # the columns of a matrix first
+    offset: int  # in the file
+    bytes: int
+
+
 class Header(NamedTuple):
     """What a GGUF says about itself."""
 
     metadata: dict[str, Any]  # key -> value, without the arrays
-    types: dict[str, int]  # quantization type of the matrices, such as Q4_K -> their number
+    tensors: dict[str, Tensor]
+
+    @property
+    def types(self) -> dict[str, int]:
+        """Quantization type of the matrices, such as Q4_K -> their number."""
+        return dict(sorted(Counter(tensor.type for tensor in self.tensors.values() if len(tensor.shape) > 1).items()))
+
+    @property
+    def layers(self) -> int:
+        """The number of transformer blocks."""
+        return self.metadata[f"{self.metadata['general.architecture']}.block_count"]
 
     @property
     def file_type(self) -> str:
@@ -113,9 +132,9 @@ def parse(cursor: Cursor) -> Header:
     if alignment not in (8, 16, 32, 64, 128):
         raise ValueError(f"its alignment is {alignment}")
     end = 0
-    types: Counter[str] = Counter()
+    listed: dict[str, Tensor] = {}
     for number in range(tensors):
-        cursor.string()
+        name = cursor.string()
         dimensions = cursor.scalar("<I")
         if not 1 <= dimensions <= 4:
             raise ValueError(f"tensor {number} has {dimensions} dimensions")
@@ -126,11 +145,12 @@ def parse(cursor: Cursor) -> Header:
         block, size = GGML_QUANT_SIZES[kind]  # pyright: ignore[reportArgumentType]  # an IntEnum's member is its number
         if shape[0] % block:
             raise ValueError(f"tensor {number} has rows of {shape[0]}")
-        types[GGMLQuantizationType(kind).name] += dimensions > 1
-        end += padded(prod(shape) // block * size, alignment)
+        listed[name] = Tensor(GGMLQuantizationType(kind).name, tuple(shape), offset, prod(shape) // block * size)
+        end += padded(listed[name].bytes, alignment)
+    start = padded(cursor.at, alignment)
     if tensors:
-        cursor.skip(padded(cursor.at, alignment) - cursor.at + end)
-    return Header(found, {name: types[name] for name in sorted(types) if types[name]})
+        cursor.skip(start - cursor.at + end)
+    return Header(found, {name: tensor._replace(offset=start + tensor.offset) for name, tensor in listed.items()})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Facts(NamedTuple):
     manifest: Manifest
     header: Header  # the GGUF's
     file: str  # the GGUF's name
+    imatrix_questions: int  # 0: quantized without an importance matrix
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -60,12 +60,13 @@ def main(
     """Write PREDICTIONS and METRICS of the untuned base as evaluate does, and the text baselines' scores."""
     usage = Usage()
     quantize, params = load_params("quantize", Quantize), load_params("evaluate", Evaluate)
-    fitting = [*read_rows(train, Example), *read_rows(validation, Example)]
+    rows = read_rows(train, Example)
+    texts, fitting = quantize.texts(rows), [*rows, *read_rows(validation, Example)]
     baselines = text_baselines(fitting, read_rows(test, Question))
     manifest, directory = read_manifest(base), weights_directory(base)
     settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens)
     with scratch(base.parent / "base.gguf") as gguf:
-        build(directory, manifest, gguf, quantize.quant_type, {})
+        build(directory, manifest, {gguf: quantize.quant_type}, {}, texts)
         speed = predict(gguf, test, settings, predictions)
     write_json(metrics, {**summary(read_predictions(predictions)), **baselines})
     write_json(resources, {**usage.figures(), **speed})

@@ -31,13 +31,14 @@ class TextBaselines(BaseModel):  # what is read of metrics/baseline.json
     majority: Quality
 
 
-def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, release: Path) -> None:
+def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, matrix: Path, release: Path) -> None:
     """Write METRICS/compare.json, METRICS/curves (CSV files), METRICS/pictures (SVG files) and RELEASE.
 
     METRICS also has the inputs: predictions of base, tuned and merged model, baseline.json, format.json and
-    train_log.csv. SOURCE says where the data come from, the directory BASE what the base is, TRAINING how it was tuned.
+    train_log.csv. SOURCE says where the data come from, the directory BASE what the base is, TRAINING how it was tuned,
+    and MATRIX is the importance matrix that GGUF was quantized with.
     """
-    params = load_params("report", Report)
+    params, questions = load_params("report", Report), read_header(matrix).metadata["imatrix.chunk_count"]
     origin, manifest = read_as(Source, source), read_manifest(base)
     subject = Subject(
         data=origin.name,
@@ -59,8 +60,10 @@ def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, re
             (partial / "README.md").write_text(f"{NO_RELEASE}\n", encoding="utf-8")
         else:
             splits, trained = read_as(Splits, metrics / "format.json"), read_as(Training, training)
-            facts = Facts(compared, splits, trained, origin, manifest, read_header(gguf), gguf.name)
+            facts = Facts(compared, splits, trained, origin, manifest, read_header(gguf), gguf.name, questions)
             write_release(partial, facts, base)
+            if questions:
+                (partial / "imatrix.gguf").write_bytes(matrix.read_bytes())
             for name in pictures.keys() - {"loss"}:
                 (partial / f"{name}.png").write_bytes(png(pictures[name]))
     write_svgs(pictures, metrics / "pictures")

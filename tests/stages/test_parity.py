@@ -16,7 +16,7 @@ from pipeline.core.files import sha256
 from pipeline.core.json_files import read_json
 from pipeline.core.labels import LABELS
 from pipeline.core.question import Message
-from pipeline.models import gguf
+from pipeline.models import gguf, imatrix
 from pipeline.models.chat import ChatTemplate, control_tokens, read_template
 from pipeline.models.encoder import Encoder
 from pipeline.scoring.predictions import UNPARSABLE
@@ -228,9 +228,41 @@ def test_a_file_has_the_types_of_its_quantization_and_no_fallback(
 ) -> None:
     from gguf import GGUFReader
 
-    gguf.quantize(wide, tmp_path / "quantized.gguf", quant_type)
+    gguf.quantize(wide, tmp_path / "quantized.gguf", quant_type, {})
     reader: Any = GGUFReader(tmp_path / "quantized.gguf")
     assert {tensor.tensor_type.name for tensor in reader.tensors} == types
+
+
+def test_the_importance_matrix_is_the_mean_squares_of_the_activations_in_transformers(micro: Path) -> None:
+    """Of every linear layer of the blocks, over the first training examples, each alone."""
+    import torch
+    from gguf import MODEL_ARCH, get_tensor_name_map
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(micro / "models" / "merged", dtype=torch.float32)
+    found = imatrix.read(micro / "models" / "imatrix.gguf")
+    rows = examples(micro)[:8]
+    sums: dict[str, Any] = {}
+
+    def add(name: str) -> Any:
+        def hook(layer: Any, inputs: Any) -> None:
+            sums[name] = sums.get(name, 0) + (inputs[0].double() ** 2).sum((0, 1))
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            layer.register_forward_pre_hook(add(name))
+    with torch.inference_mode():
+        for row in rows:
+            model(input_ids=torch.tensor([row.input_ids]))
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, 4)
+    expected = {names.get_name(f"{name}.weight", (".weight",)): value.numpy() for name, value in sums.items()}
+    assert found.keys() == expected.keys()
+    tokens = sum(len(row.input_ids) for row in rows)
+    for name, entry in found.items():
+        assert entry.tokens == tokens
+        assert entry.squares == pytest.approx(expected[name], rel=0.02, abs=0.01 * expected[name].mean()), name
 
 
 # Scores

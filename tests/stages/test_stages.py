@@ -28,7 +28,7 @@ FILES = {
     "models/base": CONFIGURATION,
     "models/adapter": {"adapter_config.json", "adapter_model.safetensors", "trained_on.json", "training.json"},
     "models/merged": CONFIGURATION | {"model.safetensors"},
-    "models": {"medical-reasoner.gguf"},
+    "models": {"imatrix.gguf", "medical-reasoner.gguf"},
 }
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MEASURING = {"evaluate", "reference", "baseline", "report"}

@@ -82,7 +82,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_the_release_holds_its_pages_and_every_picture_that_the_card_shows(simulated: Made) -> None:
-    assert simulated.names() == PAGES | PICTURES
+    assert simulated.names() == PAGES | PICTURES | {"imatrix.gguf"}
     assert set(re.findall(r"!\[.*\]\((.*)\)", simulated.page())) == PICTURES
     assert all((simulated.release / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
 
@@ -121,7 +121,14 @@ def test_the_card_says_what_it_is_not_for_and_how_good_it_is(simulated: Made) ->
 
 def test_the_card_says_how_it_was_trained_and_on_which_modules(simulated: Made) -> None:
     text = simulated.section("Training")
-    for fact in ("NF4, float32", "rank 16", "on q_proj, v_proj -", "3 steps of 2 examples from 450", "Q4_K_M"):
+    for fact in (
+        "NF4, float32",
+        "rank 16",
+        "on q_proj, v_proj -",
+        "3 steps of 2 examples from 450",
+        "Q4_K_M",
+        "from 9 training",
+    ):
         assert fact in text
 
 
@@ -133,7 +140,7 @@ def test_the_card_says_what_the_file_needs(simulated: Made) -> None:
 
 
 def test_a_llama_3_is_named_and_licensed_as_its_terms_require(llama_3: Made) -> None:
-    assert llama_3.names() == PAGES | PICTURES | {"NOTICE", "LICENSE", "USE_POLICY.md"}
+    assert llama_3.names() == PAGES | PICTURES | {"imatrix.gguf", "NOTICE", "LICENSE", "USE_POLICY.md"}
     assert "Meta Llama 3 Community License, Copyright © Meta Platforms, Inc." in llama_3.page("NOTICE")
     assert llama_3.page("LICENSE") == "the licence"
     assert "simulated" not in llama_3.page().lower()
