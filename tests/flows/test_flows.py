@@ -161,7 +161,7 @@ def test_5_another_context_length_is_checked_by_format_and_trains_nothing(team: 
     clone = team.machine(tmp_path / "clone")
     set_params(clone, "evaluate", n_ctx=1024)
     output_of(clone, "dvc pull", **CREDENTIALS)  # `dvc repro --pull` would lack models/merged, which reference reads
-    assert set(repro(clone)) - {"report"} == {"baseline", "evaluate", "format", "merge", "reference"}
+    assert set(repro(clone)) - {"report"} == {"baseline", "evaluate", "format", "merge"}
     assert repro(clone) == []
 
 
@@ -174,5 +174,5 @@ def test_a_sweep_of_seeds_becomes_mean_and_spread(team: Team, tmp_path: Path) ->
     (row,) = [line for line in output_of(clone, "python3 -m pipeline sweep").splitlines() if "validation_loss" in line]
     _, _, seeds, _, mean, spread, low, high = (float(word) if "." in word else word for word in row.split())
     assert seeds == "2"
-    assert low < mean < high
+    assert low <= mean <= high  # four decimals: two seeds of three steps may agree in them
     assert spread == pytest.approx((high - low) / 2**0.5, abs=1e-3)

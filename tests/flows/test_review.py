@@ -78,7 +78,10 @@ def test_the_documented_way_out_of_a_conflict_in_dvc_lock(committed: Path, tmp_p
     output_of(project, "dvc remote add --quiet --default store ../store")
     commit(project, "a store")
     git(project, "switch", "--quiet", "--create", "change")
-    for branch, old, new in (("change", "bins: 10", "bins: 8"), ("main", "samples: 10000", "samples: 2000")):
+    for branch, old, new in (
+        ("change", "confidence: 0.95", "confidence: 0.9"),
+        ("main", "samples: 10000", "samples: 2000"),
+    ):
         git(project, "switch", "--quiet", branch)
         edit(project / "params.yaml", old, new)
         assert repro(project) == ["report"]
@@ -94,10 +97,12 @@ def test_the_documented_way_out_of_a_conflict_in_dvc_lock(committed: Path, tmp_p
 
     assert git(project, "status", "--porcelain") == ""
     params = yaml.load(project / "params.yaml")["report"]
-    assert (params["bins"], params["bootstrap_samples"]) == (8, 2000)
+    assert (params["confidence"], params["bootstrap_samples"]) == (0.9, 2000)
     assert yaml.load(project / "dvc.lock")["stages"]["report"]["params"]["params.yaml"]["report"] == params
     assert output_of(project, "python3 -m pipeline lock").startswith("lock: dvc.lock agrees")
     assert any((tmp_path / "store").rglob("*"))  # pushed
 
-    edit(project / "params.yaml", "bins: 8", "bins: 10")  # DVC has main's run in its cache, and would not run it again
+    edit(
+        project / "params.yaml", "confidence: 0.9", "confidence: 0.95"
+    )  # DVC has main's run in its cache, and would not run it again
     assert "results of report (stages after" in run_command(project, "python3 -m pipeline lock").stderr
