@@ -8,6 +8,7 @@ from pipeline.run import ENVIRONMENT
 
 # Command -> module of pipeline.commands and what it does.
 COMMANDS = {
+    "plan": ("plan", "say what the parameters need in disk, memory and VRAM, before a download"),
     "ask": ("ask", "ask the GGUF a question about an abstract"),
     "check-data": ("check_data", "list every problem of a question file"),
     "import-table": ("import_table", "turn a CSV, TSV or XLSX table into question files"),
