@@ -134,7 +134,7 @@ def main() -> None:
     alone = left_out(trained)
     largest = {kind: max(abs(row.error) for row in rows if row.kind == kind) for kind in BOUNDS}
     largest["VRAM"] = max(largest["VRAM"], *map(abs, alone.values()))
-    lines = [f"{'':45}{'predicted':>10}{'measured':>10}{'error':>9}"]
+    lines = [f"{'what':45}{'predicted':>10}{'measured':>10}{'error':>9}"]
     for row in rows:
         error = f"{row.error:+9.1%}{'  held out' * row.held_out}"
         lines.append(f"{row.kind:6}{row.name:39}{row.predicted:10.3f}{row.measured:10.3f}{error}")
