@@ -36,7 +36,7 @@ from pipeline.models.sizes import quantized
 from pipeline.scoring.scorer import MAX_TAILS, N_UBATCH
 from pipeline.sections.base import BASE, Hub, Local, Tiny
 from pipeline.sections.evaluate import Evaluate, Reference
-from pipeline.sections.quantize import Quantize
+from pipeline.sections.quantize import NEED_MATRIX, Quantize, QuantType
 from pipeline.sections.train import Train
 
 CARDS = (4, 6, 8, 12, 16, 24)  # GiB, as they are sold
@@ -214,8 +214,9 @@ def main(
     train, quantize = load_params("train", Train), load_params("quantize", Quantize)
     evaluate, reference = load_params("evaluate", Evaluate), load_params("reference", Reference)
     shape, card, listed = base.shape, this_card(), [quantize.quant_type]
-    types: tuple[str, ...] = get_args(Quantize.model_fields["quant_type"].annotation)
-    files = quantized(shape, types, matrix=False)
+    matrix = quantize.imatrix_questions > 0
+    types = [name for name in get_args(QuantType) if matrix or name not in NEED_MATRIX]
+    files = quantized(shape, types, matrix)
     sizes = [file_size(files[name], shape) for name in listed]
     needs = stages(shape, train, base.fetched, sizes, reference.enabled, bool(card) or train.backend == "unsloth")
     training, load = training_vram(shape, train, train.max_length), small_load(evaluate.n_ctx)

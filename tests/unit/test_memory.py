@@ -44,7 +44,7 @@ def test_without_weights_the_tensors_are_those_of_the_real_quantizer(shape: Shap
     source, target = tmp_path / "wide.gguf", tmp_path / "small.gguf"
     write_sparse(source, shape)
     assert source.stat().st_blocks * 512 < source.stat().st_size / 10
-    quantize(source, target, quant_type)
+    quantize(source, target, quant_type, {})
     header = read_header(target)
     assert Shape.of_gguf(header) == shape
     found = {name: tensor._replace(offset=0) for name, tensor in header.tensors.items()}

@@ -51,6 +51,7 @@ def test_offline_it_computes_sizes_from_a_given_configuration_and_says_so(
     assert "Weights to fetch: 16.1 GB" in text
     assert "Q4_K_M *     4,918      4,606  24 of 33     whole" in text
     assert "no CUDA card was found" in text
+    assert "card of 4 GB: the largest type that it holds whole is IQ3_XS" in text
     with pytest.raises(Fail, match=r"check the network; or give .* --config FILE"):
         plan.main(None)
 
