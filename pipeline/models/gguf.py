@@ -72,11 +72,11 @@ def build(
 def convert(model: Path, manifest: Manifest, target: Path, metadata: dict[str, Any]) -> None:
     """Write `model` as a GGUF in its own 16-bit type; `metadata` overrides what the converter finds. Raises `Fail`."""
     check_disk(manifest, target.parent, 1)
-    options = {"metadata": metadata, "is_tiny": manifest.source == "tiny", "vocab_only": False}
+    options = {"metadata": metadata, "vocab_only": False}
     run_converter(model, target, options, str(model))
 
 
-def check_convertible(model: Path, is_tiny: bool, source: str) -> None:
+def check_convertible(model: Path, source: str) -> None:
     """Raise `Fail` naming `source` if llama.cpp cannot convert a model of this configuration and tokenizer.
 
     Needs no weights.
@@ -84,7 +84,7 @@ def check_convertible(model: Path, is_tiny: bool, source: str) -> None:
     with scratch(model.with_name("vocabulary")) as copy:
         # Where an index of shards is, the converter opens the shards.
         shutil.copytree(model, copy, ignore=shutil.ignore_patterns("*.index.json"))
-        options = {"metadata": {}, "is_tiny": is_tiny, "vocab_only": True}
+        options = {"metadata": {}, "vocab_only": True}
         run_converter(copy, copy / "vocabulary.gguf", options, source)
 
 

@@ -67,10 +67,21 @@ class Vocabulary:
         return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
 
-def check_ids(model: Path, gguf: Path, tokenizer: Any) -> None:
+def token_texts(tokenizer: Any) -> list[str]:
+    """The text of every token of a `tokenizers.Tokenizer` that is whole characters, without added tokens.
+
+    Two pre-tokenizers that split such texts alike differ at most where the vocabulary has no token.
+    """
+    added = tokenizer.get_added_tokens_decoder()
+    texts = [tokenizer.decode([token]) for token in sorted(tokenizer.get_vocab().values()) if token not in added]
+    return [text for text in texts if text and "\ufffd" not in text]
+
+
+def check_ids(model: Path, gguf: Path, tokenizer: Any, every_token: bool) -> None:
     """Raise `Fail` unless llama.cpp, transformers' `tokenizer` and the encoder of training examples agree.
 
-    They must give the same ids, and generation must stop at the token that training puts after an answer.
+    They must give the same ids, and generation must stop at the token that training puts after an answer. With
+    `every_token`, llama.cpp and the encoder must also agree on the text of each token of the vocabulary.
     """
     encoder = Encoder(model)
     chat = read_template(model).render(MESSAGES, "Yes. It is.")
@@ -91,6 +102,12 @@ def check_ids(model: Path, gguf: Path, tokenizer: Any) -> None:
                         f"{name} gives a probe text other token ids than tokenizer.json (from token {place} on), so "
                         "the shipped model would read other text than it was trained on; choose another base"
                     )
+        for text in token_texts(encoder.tokenizer) if every_token else []:
+            if vocabulary.ids(text) != encoder.ids(text):
+                raise Fail(
+                    f"llama.cpp gives the text of token {encoder.ids(text)} other token ids than tokenizer.json, so it "
+                    f"splits text differently; choose another base"
+                )
         if vocabulary.template().render(MESSAGES, "Yes. It is.") != chat:
             raise Fail(
                 "llama.cpp gets another chat template or other special tokens than training: make "

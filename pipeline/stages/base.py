@@ -124,7 +124,7 @@ def main(base: Path, metrics: Path, resources: Path) -> None:
         copy_configuration(directory, target)
         manifest = manifest_of(params, directory)
         check_prompt(directory)
-        check_convertible(target, isinstance(params, Tiny), source)
+        check_convertible(target, source)
         write_json(target / MANIFEST, manifest.model_dump())
     write_json(metrics, {"weight_bytes": sum(file.size for file in manifest.files)})
     write_json(resources, usage.figures())

