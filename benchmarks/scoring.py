@@ -72,7 +72,7 @@ def measure(gguf: Path, test: Path, layers: int, questions: int, rounds: int) ->
     """Speeds of one GGUF with `layers` on the card, and the VRAM that they take."""
     os.environ["N_GPU_LAYERS"] = str(layers)
     before = vram_used()
-    asked, chat = [row.chat for row in read_rows(test, Question)[:questions]], PROTOCOLS["chat"]
+    asked, chat = [PROTOCOLS["chat"].prompt(row) for row in read_rows(test, Question)[:questions]], PROTOCOLS["chat"]
     with Scorer(gguf, N_CTX, "free memory") as scorer:
         prompts = [scorer.encode(messages, chat)[0] for messages in asked]
 

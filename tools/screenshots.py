@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from pipeline.core.files import read_rows
 from pipeline.core.question import Question
+from pipeline.scoring.protocols import abstract_of
 
 PICTURES = Path("docs/pictures")
 STYLE = """body { font: 15px/1.5 sans-serif; margin: 24px; width: 860px } img { max-width: 100% }
@@ -38,8 +39,8 @@ def main() -> None:
     card = (release / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     draw(MarkdownIt().enable("table").render(card), release, PICTURES / "card.png", 1500)
 
-    abstract, question = read_rows(Path("data/formatted/test.jsonl"), Question)[0].text.split("\n\nQuestion: ", 1)
-    abstract = abstract.removeprefix("Abstract:\n")
+    row = read_rows(Path("data/formatted/test.jsonl"), Question)[0]
+    abstract, question = abstract_of(row), row.question
     shown = f'$ cat abstract.txt\n{abstract}\n\n$ python -m pipeline ask "{question}" --context abstract.txt\n'
     command = [sys.executable, "-m", "pipeline", "ask", question, "--context", "-"]
     shown += subprocess.run(command, input=abstract, check=True, capture_output=True, text=True).stdout

@@ -30,7 +30,7 @@ from pipeline.core.question import Question
 from pipeline.models.directory import TINY_BASE
 from pipeline.scoring.measures import Scores, rounded, score
 from pipeline.scoring.predictions import Prediction, read_predictions
-from pipeline.scoring.protocols import PROTOCOLS
+from pipeline.scoring.protocols import PROTOCOLS, chat
 from pipeline.scoring.scorer import Scorer, decide
 from pipeline.simulated.trials import SEEN, UNSEEN, VERBS
 
@@ -84,7 +84,7 @@ def conclusions(scorer: Scorer, asked: list[Question], records: dict[str, Record
     wrong: list[dict[str, str]] = []
     for question in tqdm(asked, "conclusions"):
         record = records[question.pmid]
-        tokens, choices = scorer.encode(question.chat, PROTOCOLS["chat"])
+        tokens, choices = scorer.encode(chat(question), PROTOCOLS["chat"])
         decision = decide(scorer.score(tokens, choices)[0])
         text = "".join(conclusion(scorer, decision, len(tokens)))
         found = judge(text, record, decision) if ended(scorer) else (False, False)
@@ -126,7 +126,7 @@ def same_token_ids(scorer: Scorer, asked: list[Question]) -> bool:
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(TINY_BASE)
-    texts = [HARD, *(scorer.template.prompt(question.chat) for question in asked)]
+    texts = [HARD, *(scorer.template.prompt(chat(question)) for question in asked)]
     return all(scorer.tokenize(text) == tokenizer.encode(text, add_special_tokens=False) for text in texts)
 
 

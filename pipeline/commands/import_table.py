@@ -1,7 +1,8 @@
 """Turn a table of questions (CSV, TSV or XLSX) into the two JSON files that the pipeline reads.
 
 A row is one question: an identifier, the question, the abstract, the answer (yes, no or maybe) and the conclusion. The
-test questions are drawn by answer; with --group, all questions of a group (a patient, a study) are in one split.
+test questions are drawn by answer; with --group, all questions of a group (a patient, a study) are in one split, and
+`format` keeps them together when it draws validation questions.
 """
 
 from pathlib import Path
@@ -85,6 +86,7 @@ def as_record(row: dict[str, str]) -> dict[str, Any]:
         "LABELS": [""] * len(contexts),
         "LONG_ANSWER": row["conclusion"],
         "final_decision": row["answer"].lower(),
+        **({"group": row["group"]} if "group" in row else {}),
     }
 
 
@@ -113,7 +115,7 @@ def main(
     abstract: Annotated[str, typer.Option(help="Column of abstracts, without the conclusion.")] = "abstract",
     answer: Annotated[str, typer.Option(help="Column of answers: yes, no or maybe.")] = "answer",
     conclusion: Annotated[str, typer.Option(help="Column of conclusions.")] = "conclusion",
-    group: Annotated[str, typer.Option(help="Column whose values must not be in both training and test.")] = "",
+    group: Annotated[str, typer.Option(help="Column of groups, such as patients: each is in one split.")] = "",
     sheet: Annotated[str, typer.Option(help="Sheet of an XLSX file; default: the first.")] = "",
     test_share: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of test questions.")] = 0.5,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draw.")] = 1,

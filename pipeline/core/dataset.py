@@ -32,6 +32,7 @@ def read_dataset(records: Path, truth: Path, records_name: str, truth_name: str)
         if record:
             valid[pmid] = record
     found += duplicates(valid)
+    found += split_groups(valid, set(gold))
     for pmid, label in gold.items():
         if label not in LABELS:
             found.append(f"{pmid}: {truth_name} must say yes, no or maybe")
@@ -55,6 +56,16 @@ def duplicates(records: dict[str, Record]) -> list[str]:
         if (earlier := first.setdefault(record.words, pmid)) != pmid:
             found.append(f"{pmid}: duplicate of {earlier}, the same question and abstract")
     return found
+
+
+def split_groups(records: dict[str, Record], test: set[str]) -> list[str]:
+    """A problem for each record outside the test whose group is in the test too; groups can be patients: unnamed."""
+    tested = {record.group: pmid for pmid, record in records.items() if record.group and pmid in test}
+    return [
+        f"{pmid}: of the same group as test question {tested[record.group]}"
+        for pmid, record in records.items()
+        if record.group in tested and pmid not in test
+    ]
 
 
 def missing_labels(dataset: Dataset) -> list[str]:

@@ -1,8 +1,8 @@
-"""A test question as each protocol asks it: a line of data/formatted/test.jsonl."""
+"""A test question: a line of data/formatted/test.jsonl. `scoring.protocols` turns it into words for a model."""
 
-from typing import Annotated, Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, model_validator
 from typing_extensions import TypedDict
 
 from pipeline.core.labels import Label
@@ -15,17 +15,20 @@ class Message(TypedDict):
     content: str
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
-
-
 class Question(BaseModel):
-    """What a model is asked, by protocol, and the gold label."""
+    """What a model is asked, and the gold label."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     pmid: str
     label: Label
-    text: str  # abstract and question as plain text, for the text baselines
-    chat: Messages
-    question_only: Messages
-    lm_eval: str
+    system_prompt: str
+    question: str
+    contexts: list[str]  # the abstract's sections
+    labels: list[str]  # their names
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if len(self.labels) != len(self.contexts):
+            raise ValueError(f"labels has {len(self.labels)} entries for {len(self.contexts)} contexts")
+        return self

@@ -38,6 +38,7 @@ class Record(BaseModel):
     labels: list[Name] = Field(alias="LABELS")  # their names
     long_answer: Text = Field(alias="LONG_ANSWER")  # the abstract's conclusion
     final_decision: Label
+    group: Text | None = None  # ours: a patient or a study; all its questions are in one split
 
     @property
     def words(self) -> str:

@@ -4,7 +4,6 @@ The only place that turns a record into words for a model. The base and the tune
 """
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import NamedTuple
 
 from pipeline.core.labels import Label
@@ -34,13 +33,29 @@ def after_space(label: Label) -> list[str]:
     return [f" {label}"]
 
 
+def chat(row: Question) -> list[Message]:
+    """System prompt, abstract and question."""
+    return messages(row.system_prompt, row.question, abstract_of(row))
+
+
+def question_only(row: Question) -> list[Message]:
+    """System prompt and question."""
+    return messages(row.system_prompt, row.question, None)
+
+
+def lm_eval(row: Question | Record) -> str:
+    """The task's `doc_to_text` (lm_eval/tasks/pubmedqa/preprocess_pubmedqa.py)."""
+    contexts = "\n".join(row.contexts)
+    return f"Abstract: {contexts}\nQuestion: {row.question}\nAnswer:"
+
+
 # chat           in the model's chat template: what training teaches and users see
 # lm_eval        lm-evaluation-harness 0.4's task `pubmedqa`, plain text: comparable with published scores
 # question_only  chat without the abstract: what the model knows without reading
 PROTOCOLS: dict[ProtocolName, Protocol] = {
-    "chat": Protocol(1, attrgetter("chat"), either_case, True),
-    "lm_eval": Protocol(1, attrgetter("lm_eval"), after_space, False),
-    "question_only": Protocol(1, attrgetter("question_only"), either_case, False),
+    "chat": Protocol(1, chat, either_case, True),
+    "lm_eval": Protocol(1, lm_eval, after_space, False),
+    "question_only": Protocol(1, question_only, either_case, False),
 }
 
 
@@ -60,7 +75,7 @@ def messages(system_prompt: str, question: str, abstract: str | None) -> list[Me
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": user(question, abstract)}]
 
 
-def abstract_of(record: Record) -> str:
+def abstract_of(record: Record | Question) -> str:
     """The abstract with its section names. LONG_ANSWER, the conclusion, is not part of it."""
     sections = zip(record.labels, record.contexts, strict=True)
     return "\n".join(f"{name}: {text}" if name else text for name, text in sections)
@@ -71,20 +86,13 @@ def answer(record: Record) -> str:
     return f"{record.final_decision.capitalize()}. {record.long_answer}"
 
 
-def lm_eval(record: Record) -> str:
-    """The task's `doc_to_text` (lm_eval/tasks/pubmedqa/preprocess_pubmedqa.py)."""
-    contexts = "\n".join(record.contexts)
-    return f"Abstract: {contexts}\nQuestion: {record.question}\nAnswer:"
-
-
 def as_question(pmid: str, record: Record, system_prompt: str) -> Question:
-    """The record as each protocol asks it."""
-    abstract = abstract_of(record)
+    """The record as a test question."""
     return Question(
         pmid=pmid,
         label=record.final_decision,
-        text=evidence(record.question, abstract),
-        chat=messages(system_prompt, record.question, abstract),
-        question_only=messages(system_prompt, record.question, None),
-        lm_eval=lm_eval(record),
+        system_prompt=system_prompt,
+        question=record.question,
+        contexts=record.contexts,
+        labels=record.labels,
     )

@@ -21,6 +21,7 @@ from pipeline.models.manifest import read_manifest
 from pipeline.scoring.measures import rounded, summary, wilson
 from pipeline.scoring.predict import Settings, predict
 from pipeline.scoring.predictions import read_predictions
+from pipeline.scoring.protocols import abstract_of, evidence
 from pipeline.sections.evaluate import Evaluate
 from pipeline.sections.quantize import Quantize
 
@@ -37,7 +38,8 @@ def text_baselines(fitting: Sequence[Example], asked: Sequence[Question]) -> dic
     # In the order of PMIDs: the folds, and so C, must not depend on what was drawn for validation.
     fitting = sorted(fitting, key=lambda row: row.pmid)
     texts, answers = [row.text for row in fitting], [row.label for row in fitting]
-    questions, gold = [row.text for row in asked], [row.label for row in asked]
+    questions = [evidence(row.question, abstract_of(row)) for row in asked]
+    gold = [row.label for row in asked]
     folds = max(2, min(10, *(answers.count(label) for label in set(answers))))
     tfidf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)

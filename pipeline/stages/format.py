@@ -8,7 +8,8 @@ and 8 GPT-3's lower bound (Brown et al. 2020, appendix C, https://arxiv.org/abs/
 
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def split(records: dict[str, Record], test: set[str], params: Format) -> dict[str, list[str]]:
-    """PMIDs of each split, sorted: the official test list, then a stratified draw of the rest for validation."""
+    """PMIDs of each split, sorted: the official test list, then a stratified draw of the rest for validation.
+
+    Where records have groups, validation has whole groups, and so possibly fewer questions than asked for.
+    """
     rest = sorted(records.keys() - test)
     if params.validation_questions >= len(rest):
         raise Fail(
@@ -50,12 +54,34 @@ def split(records: dict[str, Record], test: set[str], params: Format) -> dict[st
     largest = sorted(LABELS, key=lambda label: counts[label] - shares[label])
     for label in largest[: params.validation_questions - sum(counts.values())]:
         counts[label] += 1
-    validation = {pmid for label in LABELS for pmid in rng.sample(by_label[label], counts[label])}
+    if any(records[pmid].group for pmid in rest):
+        validation = draw_groups({pmid: records[pmid] for pmid in rest}, counts, rng)
+    else:
+        validation = {pmid for label in LABELS for pmid in rng.sample(by_label[label], counts[label])}
     return {
         "train": [pmid for pmid in rest if pmid not in validation],
         "validation": sorted(validation),
         "test": sorted(test),
     }
+
+
+def draw_groups(records: dict[str, Record], counts: Mapping[str, int], rng: random.Random) -> set[str]:
+    """PMIDs of whole groups, drawn while no label exceeds its count: at most as many as `counts` says."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for pmid, record in records.items():  # a record without a group is one of its own
+        groups.setdefault((record.group is None, record.group or pmid), []).append(pmid)
+    left, drawn = Counter(counts), set[str]()
+    for key in rng.sample(sorted(groups), len(groups)):
+        labels = Counter(records[pmid].final_decision for pmid in groups[key])
+        if labels <= left:
+            left -= labels
+            drawn |= set(groups[key])
+    if not drawn:
+        raise Fail(
+            f"params.yaml: format.validation_questions: no group of questions is as small as {sum(counts.values())} "
+            "with these shares of answers; raise it"
+        )
+    return drawn
 
 
 def without_control_tokens(record: Record, control: list[str]) -> Record:

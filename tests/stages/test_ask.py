@@ -23,7 +23,7 @@ from pipeline.commands import ask
 from pipeline.core.labels import LABELS
 from pipeline.core.question import Question
 from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
-from pipeline.scoring.protocols import PROTOCOLS, messages
+from pipeline.scoring.protocols import PROTOCOLS, abstract_of, messages
 from pipeline.scoring.scorer import Scorer
 from tests.conftest import ALONE, alone_possible
 from tests.stages.helpers import questions, snapshot, table
@@ -45,8 +45,7 @@ def predicted(micro: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 def pasted(row: Question) -> tuple[str, str]:
     """The question and the abstract of a test question, as a person pastes them."""
-    abstract, question = row.text.removeprefix("Abstract:\n").rsplit("\n\nQuestion: ", 1)
-    return question, abstract
+    return row.question, abstract_of(row)
 
 
 class Asked:

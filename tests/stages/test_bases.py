@@ -18,7 +18,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.record import Record
 from pipeline.models.directory import TINY_BASE
 from pipeline.models.probe import check_ids
-from pipeline.scoring.protocols import PROTOCOLS, answer, as_question
+from pipeline.scoring.protocols import PROTOCOLS, answer, as_question, chat
 from pipeline.scoring.scorer import Scorer
 from tests.bases import END, add_special, gpt2, llama3, sentencepiece, smollm2, write_model
 from tests.conftest import copy_project, output_of, repro, run_command, set_params
@@ -78,7 +78,7 @@ def check_what_ships(project: Path, model: Path) -> None:
     with Scorer(project / "models/medical-reasoner.gguf", 2048, "") as scorer:
         for row in examples(project)[:4]:
             record = Record.model_validate(numbers(project / "data/raw/ori_pqal.json")[row.pmid])
-            messages = as_question(row.pmid, record, (project / "data/formatted/system_prompt.txt").read_text()).chat
+            messages = chat(as_question(row.pmid, record, (project / "data/formatted/system_prompt.txt").read_text()))
             turns = [*messages, {"role": "assistant", "content": answer(record)}]
             whole = tokenizer.apply_chat_template(turns, tokenize=False)  # not by the pipeline's renderer
             assert scorer.tokenize(whole)[: len(row.input_ids)] == row.input_ids

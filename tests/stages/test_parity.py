@@ -339,7 +339,7 @@ def test_scores_and_greedy_answers_equal_a_separate_evaluation_in_transformers(
 
 
 def test_a_score_does_not_depend_on_the_questions_before(micro: Path, scorer: Scorer) -> None:
-    asked = [scorer.encode(row.chat, CHAT) for row in questions(micro)[:8]]
+    asked = [scorer.encode(CHAT.prompt(row), CHAT) for row in questions(micro)[:8]]
     forwards = [scorer.score(tokens, choices) for tokens, choices in asked]
     backwards = [scorer.score(tokens, choices) for tokens, choices in reversed(asked)][::-1]
     assert [scores for scores, _ in backwards] == [scores for scores, _ in forwards]

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.lm_eval_agreement import disagreements, harness, ours, questions_of
 from pipeline.scoring.predictions import read_predictions
+from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.stages.baseline import text_baselines
 from tests.conftest import ROOT, yaml
 from tests.stages.helpers import call, examples, numbers, questions, writable_copy
@@ -45,7 +46,8 @@ def test_the_official_500_are_the_test_and_no_prompt_holds_its_own_answer(format
     assert len({row.pmid for part in parts for row in part}) == 1000
     records = numbers(MIRROR / "ori_pqal.json")
     for row in parts[2]:
-        asked = f"{row.text}{row.chat[-1]['content']}{row.question_only[-1]['content']}{row.lm_eval}"
+        prompts = [protocol.prompt(row) for protocol in PROTOCOLS.values()]
+        asked = "".join(prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts)
         assert records[row.pmid]["LONG_ANSWER"] not in asked, row.pmid
 
 

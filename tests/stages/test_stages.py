@@ -236,7 +236,7 @@ def test_a_protocol_is_asked_only_if_its_parameter_names_it_and_the_reference_ca
 def test_the_reference_is_the_merged_model_at_16_bits(micro: Path, wide: Path) -> None:
     with Scorer(wide, 2048, "") as scorer:
         for row, asked in zip(table(micro / "metrics/predictions/merged.csv")[:5], questions(micro), strict=False):
-            scores, _ = scorer.score(*scorer.encode(asked.chat, PROTOCOLS["chat"]))
+            scores, _ = scorer.score(*scorer.encode(PROTOCOLS["chat"].prompt(asked), PROTOCOLS["chat"]))
             assert {label: f"{scores[label]:.6f}" for label in LABELS} == {label: row[label] for label in LABELS}
 
 

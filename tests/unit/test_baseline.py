@@ -9,15 +9,15 @@ from pipeline.core.question import Question
 from pipeline.stages.baseline import text_baselines
 
 WORDS = {"yes": "strong clear effect", "no": "weak absent effect", "maybe": "open doubt effect"}
-TURN = [{"role": "user", "content": "?"}]
 
 
 def rows(model: Any, words: dict[str, str] = WORDS, **labels: int) -> list[Any]:
     decided = [label for label, count in labels.items() for _ in range(count)]
-    other = {"input_ids": [1, 2], "prompt_tokens": 1} if model is Example else {"chat": TURN, "question_only": TURN}
-    other |= {} if model is Example else {"lm_eval": ""}
+    text, other = "text", {"input_ids": [1, 2], "prompt_tokens": 1}
+    if model is Question:
+        text, other = "question", {"system_prompt": "", "contexts": ["a"], "labels": [""]}
     return [
-        model.model_validate({"pmid": f"{i:03}", "label": label, "text": words[label], **other})
+        model.model_validate({"pmid": f"{i:03}", "label": label, text: words[label], **other})
         for i, label in enumerate(decided)
     ]
 

@@ -27,7 +27,7 @@ TRUTH = {"3": "yes", "4": "no"}
 def test_a_record_keeps_what_the_pipeline_reads_and_no_more():
     record, problems = parse_record("17", GOOD)
     assert record
-    assert (list(record.model_dump(by_alias=True)), problems) == (FIELDS, [])
+    assert (list(record.model_dump(by_alias=True)), problems) == ([*FIELDS, "group"], [])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,11 @@ def test_the_test_questions_are_the_authors_list(tmp_path: Path):
     ("values", "truth", "problem"),
     [
         (VALUES | {"5": row(1) | {"QUESTION": f"{SECRET.upper()}  1"}}, TRUTH, "5: duplicate of 1"),
+        (
+            VALUES | {pmid: row(int(pmid), VALUES[pmid]["final_decision"]) | {"group": "g"} for pmid in "13"},
+            TRUTH,
+            "1: of the same group as test question 3",
+        ),
         (VALUES, TRUTH | {"7": "yes"}, "7: in list.json but not in mine.json"),
         (VALUES, TRUTH | {"4": "yes"}, "4: its final_decision differs from list.json"),
         (VALUES, TRUTH | {"4": ["no"]}, "4: list.json must say yes, no or maybe"),

@@ -1,6 +1,7 @@
 """The splits, what `format` refuses, the overlap that it counts, and the examples and questions that it writes."""
 
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,25 @@ class TestSplit:
     def test_validation_cannot_take_everything(self, size: int):
         with pytest.raises(Fail, match=r"format\.validation_questions: only 500"):
             split(RECORDS, set(TEST), params(size))
+
+    def test_validation_has_whole_groups_and_about_the_shares_of_answers(self):
+        groups = {pmid: f"patient {i // 3}" for i, pmid in enumerate(random.Random(0).sample(sorted(RECORDS), 1000))}
+        groups |= {pmid: None for i, pmid in enumerate(groups) if i % 5 == 0}  # these are on their own
+        records = {pmid: row.model_copy(update={"group": groups[pmid]}) for pmid, row in RECORDS.items()}
+        pmids = split(records, set(TEST), params())
+        assert len(pmids["train"]) + len(pmids["validation"]) == 500
+        of_train, of_validation = ({groups[pmid] for pmid in pmids[name]} - {None} for name in ("train", "validation"))
+        assert (of_train & of_validation, len(of_validation) > 5) == (set(), True)
+        counts = Counter(RECORDS[pmid].final_decision for pmid in pmids["validation"])
+        assert counts <= Counter(yes=28, no=17, maybe=5)
+        assert counts.total() >= 45
+        assert split(records, set(TEST), params()) == pmids
+        assert split(records, set(TEST), params(seed=2)) != pmids
+
+    def test_groups_that_are_too_large_for_validation_are_named(self):
+        records = {pmid: row.model_copy(update={"group": "all"}) for pmid, row in RECORDS.items() if pmid not in TEST}
+        with pytest.raises(Fail, match=r"format\.validation_questions: no group of questions is as small as 50"):
+            split(records, set(), params())
 
 
 class TestOverlap:

@@ -142,6 +142,7 @@ def test_a_group_is_in_one_split_and_the_seed_draws_it():
         drawn.append(set(written()[1]))
         outside = {groups[i] for i in range(60) if f"{i:03}" not in drawn[-1]}
         assert not outside & {groups[int(pmid)] for pmid in drawn[-1]}
+        assert {pmid: row["group"] for pmid, row in written()[0].items()} == {f"{i:03}": groups[i] for i in range(60)}
         assert abs(len(drawn[-1]) - 18) <= 4
     assert drawn[0] == drawn[1] != drawn[2]
     assert "two groups" in import_csv(frame(rows(), p=["one"] * 30), "--group=p")

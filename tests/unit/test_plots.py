@@ -6,8 +6,10 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.labels import LABELS
 from pipeline.core.outputs import remove, write_csv
 from pipeline.reporting.compare import compare
-from pipeline.reporting.plots import VEGA_LITE, make_curves, write_curves
+from pipeline.reporting.plots import VEGA_LITE, make_curves, png, write_curves
 from pipeline.scoring.predictions import Prediction, write_predictions
 from tests.tables import REPORT, ROOT, SUBJECT, model
 
@@ -182,3 +184,24 @@ def test_outside_a_project_it_is_one_sentence(project: Path) -> None:
     remove(Path(".dvc"))
     with pytest.raises(Fail, match="project's root"):
         plots.main()
+
+
+def chunks_of(image: bytes) -> dict[bytes, bytes]:
+    """Kind -> data of each chunk of a PNG, whose checksums must be right; pixels decompressed."""
+    found: dict[bytes, bytes] = {}
+    rest = image.removeprefix(b"\x89PNG\r\n\x1a\n")
+    while rest:
+        (length,) = struct.unpack_from(">I", rest)
+        kind, data, checksum = struct.unpack_from(f">4s{length}sI", rest, 4)
+        assert checksum == zlib.crc32(kind + data)
+        found[kind] = found.get(kind, b"") + data
+        rest = rest[12 + length :]
+    return found | {b"IDAT": zlib.decompress(found[b"IDAT"])}
+
+
+def test_a_picture_of_the_model_card_is_small_and_has_all_its_pixels():
+    field = {"field": "a", "type": "quantitative"}
+    bars = {"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "bar", "encoding": {"x": field, "y": field}}
+    drawn, kept = vl_convert.vegalite_to_png(bars, vl_version=VEGA_LITE, scale=1.25), png(bars)
+    assert len(kept) < len(drawn) / 2
+    assert list(chunks_of(kept).items()) == list(chunks_of(drawn).items())

@@ -20,8 +20,7 @@ ROWS = [
     Prediction("chat", "3", "no", (-3.0, -1.0, -4.0), "no", "no", 7),
 ]
 ASKED = [
-    (row.protocol, Question(pmid=row.pmid, label=row.label, text="", lm_eval="", chat=turn, question_only=turn))
-    for turn in [[{"role": "user", "content": "?"}]]
+    (row.protocol, Question(pmid=row.pmid, label=row.label, system_prompt="", question="?", contexts=[], labels=[]))
     for row in ROWS
 ]
 LINES = [json.dumps(row.row()).encode() + b"\n" for row in ROWS]

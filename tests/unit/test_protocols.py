@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.core.labels import LABELS
 from pipeline.core.record import Record
-from pipeline.scoring.protocols import PROTOCOLS, answer, as_question
+from pipeline.scoring.protocols import PROTOCOLS, abstract_of, answer, as_question, evidence
 
 SYSTEM = "You are a medical expert."
 ANSWERS = {
@@ -70,8 +70,8 @@ def test_no_protocol_shows_an_answer(protocol: str, field: str):
 
 
 def test_the_text_for_the_baselines_is_the_users_turn_without_the_instruction():
-    question = as_question("17", Record.model_validate(RECORD), SYSTEM)
-    assert question.chat[1]["content"] == f"{question.text}\n\n{INSTRUCTION}"
+    words = evidence(RECORD["QUESTION"], abstract_of(Record.model_validate(RECORD)))
+    assert asked()["chat"][0][1]["content"] == f"{words}\n\n{INSTRUCTION}"
 
 
 @pytest.mark.parametrize("decision", LABELS)
