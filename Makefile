@@ -20,6 +20,7 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
 repro: .venv/ready  ## run the pipeline, then show its result
+	@.venv/bin/python -m pipeline check-params
 	.venv/bin/dvc repro
 	.venv/bin/python -m pipeline summary
 

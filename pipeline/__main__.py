@@ -10,6 +10,7 @@ from pipeline.run import ENVIRONMENT
 COMMANDS = {
     "plan": ("plan", "say what the parameters need in disk, memory and VRAM, before a download"),
     "ask": ("ask", "ask the GGUF a question about an abstract"),
+    "check-params": ("check_params", "check that params.yaml is valid and that a run can begin here"),
     "check-data": ("check_data", "list every problem of a question file"),
     "import-table": ("import_table", "turn a CSV, TSV or XLSX table into question files"),
     "summary": ("summary", "show the result of the last run"),

@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -30,3 +31,9 @@ def run_command(name: str, main: Callable[..., Any], arguments: list[str]) -> No
         if sentence is None:
             raise
         sys.exit(f"{name}: {sentence}")
+
+
+def require_clone() -> None:
+    """Raise `Fail` outside a git repository: DVC does not start there, and does not say what to do."""
+    if not Path(".git").exists():
+        raise Fail("this directory is no git clone, and DVC needs one (a ZIP has no .git); clone it, or run `git init`")

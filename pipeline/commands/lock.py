@@ -10,11 +10,13 @@ import sys
 
 import typer
 
+from pipeline.commands.cli import require_clone
 from pipeline.core.errors import Fail
 
 
 def main() -> None:
     """Fail unless `dvc repro` would have nothing to do if all data were here."""
+    require_clone()
     listed, done = (
         subprocess.run([sys.executable, "-m", "dvc", *command.split()], capture_output=True, text=True, check=False)
         for command in ("stage list --name-only", "repro --dry --allow-missing --keep-going")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from pipeline.commands.cli import require_clone
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import writing
 
@@ -17,6 +18,7 @@ LIMIT = 6_500_000  # bytes; every clone has them, and those of earlier runs too
 
 def main() -> None:
     """Put the outputs in dvc.lock, and nothing else, into .dvc/release, and stage it for git."""
+    require_clone()
     from dvc.repo import Repo
 
     with writing(FOLDER) as partial, Repo(config={"remote": {"release": {"url": str(partial.absolute())}}}) as repo:

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from pipeline.commands.cli import require_clone
 from pipeline.core.errors import Fail
 
 METRICS, SEED = "metrics/train.json", "train.seed"
@@ -56,6 +57,7 @@ def table(found: Values) -> str:
 
 def main() -> None:
     """Print the table."""
+    require_clone()
     show = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], stdout=subprocess.PIPE, check=False)
     if show.returncode != 0:
         raise Fail("dvc could not list the experiments, see its lines above; run `dvc exp show` by itself")

@@ -5,7 +5,12 @@ A clone stands for a machine of its own. The object store is moto's server; its 
 
 import json
 import logging
+import os
 import re
+import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +19,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.branches import commit, git
-from tests.conftest import output_of, repro, set_params, stages
+from tests.branches import commit, git, link_environment
+from tests.conftest import ROOT, output_of, repro, run_command, set_params, stages, yaml
 from tests.flows.conftest import GGUF, cached, contents, copy_of
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -37,7 +42,7 @@ class Team(logging.Handler):
         output_of(first, "dvc push", **CREDENTIALS)
         commit(first, "a store for the team")
         git(directory, "clone", "--quiet", "--bare", str(first), "origin")
-        self.origin, self.paths = directory / "origin", contents(first)
+        self.directory, self.origin, self.paths = directory, directory / "origin", contents(first)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.requests += re.findall(r'"([A-Z]+ \S+) HTTP', record.getMessage())
@@ -176,3 +181,44 @@ def test_a_sweep_of_seeds_becomes_mean_and_spread(team: Team, tmp_path: Path) ->
     assert seeds == "2"
     assert low <= mean <= high  # four decimals: two seeds of three steps may agree in them
     assert spread == pytest.approx((high - low) / 2**0.5, abs=1e-3)
+
+
+def job(team: Team, home: Path, bucket: Path, name: str, parameters: str) -> tuple[str, dict[str, str]]:
+    """A machine of infra/skypilot-sweep.yaml, set up but for packages: its script and variables."""
+    task: dict[str, Any] = yaml.load(ROOT / "infra/skypilot-sweep.yaml")
+    setup = [line for line in task["setup"].splitlines() if not line.startswith(("apt-get", "make"))]
+    endpoint = output_of(team.directory / "first", "dvc config remote.store.endpointurl").strip()
+    values = {"COMMIT": git(team.origin, "rev-parse", "main").strip(), "NAME": name, "SET": parameters}
+    values |= {"HOME": str(home), "GIT_URL": str(team.origin), "REMOTE": "s3://store/micro", "SAVE_STEPS": "1"}
+    values |= {"AWS_ENDPOINT_URL": endpoint, **CREDENTIALS}
+    home.mkdir()
+    output_of(home, "\n".join(setup), **values)
+    link_environment(home / "medical-reasoner")
+    return task["run"].replace("/checkpoints", str(bucket)), values
+
+
+@pytest.mark.slow
+def test_experiments_on_many_machines_survive_a_preemption_and_are_compared_at_home(team: Team, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    steps = "train.max_steps=30"
+    script, values = job(team, tmp_path / "lost", bucket, "seed-1", f"train.seed=1 {steps}")
+    lost = subprocess.Popen(["bash", "-c", script], env=os.environ | values, start_new_session=True)
+    while not list(bucket.glob("seed-1/*/checkpoint-3")):
+        assert lost.poll() is None
+        time.sleep(0.01)
+    os.killpg(lost.pid, signal.SIGKILL)
+    lost.wait()
+    shutil.rmtree(tmp_path / "lost")
+    for number, name in enumerate(("seed-1", "seed-2"), 1):
+        script, values = job(team, tmp_path / name, bucket, name, f"train.seed={number} {steps}")
+        done = run_command(tmp_path, script, **values)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shutil.rmtree(tmp_path / name)
+
+    home = team.machine(tmp_path / "home")
+    output_of(home, "dvc exp pull origin", **CREDENTIALS)
+    (row,) = [line for line in output_of(home, "python3 -m pipeline sweep").splitlines() if "validation_loss" in line]
+    assert row.split()[:2] == [steps, "2"]
+    output_of(home, "dvc exp apply seed-1")
+    assert json.loads((home / "metrics/train_resources.json").read_text())["resumed_after_step"] > 0
+    assert repro(home, "--dry", "train") == []

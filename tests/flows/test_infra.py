@@ -1,7 +1,9 @@
-"""The SkyPilot task: read as far as it can be without the launcher, and its own lines run on two machines."""
+"""The SkyPilot tasks: read by SkyPilot's own parser, and the lines of the task for one run tried on two machines."""
 
+import json
 import re
 import shutil
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,40 @@ from tests.conftest import ROOT, output_of, run_command, stages_named, yaml
 from tests.flows.conftest import pushed, unknown_commands
 
 TASK: dict[str, Any] = yaml.load(ROOT / "infra/skypilot-t4.yaml")
+SWEEP: dict[str, Any] = yaml.load(ROOT / "infra/skypilot-sweep.yaml")
+# Prints what SkyPilot made of a task's file, given all variables that have no value there.
+PARSE = """
+import json, sys, sky, yaml
+task = yaml.safe_load(open(sys.argv[1]))
+given = lambda part: [(name, "s3://bucket") for name, value in task[part].items() if value is None]
+task = sky.Task.from_yaml_config(task, given("envs"), given("secrets"))
+(resources,) = task.resources
+mounts = {path: [storage.source, storage.mode.value] for path, storage in task.storage_mounts.items()}
+print(json.dumps([resources.accelerators, resources.use_spot, mounts]))
+"""
+
+
+@pytest.fixture(scope="module")
+def skypilot(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with SkyPilot, which cannot be installed beside DVC: it needs click<8.2."""
+    directory = tmp_path_factory.mktemp("skypilot")
+    venv.create(directory, with_pip=True, symlinks=True)
+    page = (ROOT / "docs/rent-a-t4.md").read_text()
+    (package,) = re.findall(r"pip install '(skypilot)\[aws\](==[\d.]+)'", page)
+    if run_command(directory, f"bin/python -m pip install --quiet {''.join(package)}").returncode:
+        pytest.skip("no package index")
+    return f"{directory}/bin/python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mounts"), [("t4", {}), ("sweep", {"/checkpoints": ["s3://bucket", "MOUNT_CACHED"]})])
+def test_skypilot_reads_the_task(skypilot: str, tmp_path: Path, name: str, mounts: dict[str, list[str]]) -> None:
+    command = f'{skypilot} -c "$PARSE" {ROOT}/infra/skypilot-{name}.yaml'
+    printed = output_of(tmp_path, command, PARSE=PARSE, HOME=str(tmp_path))
+    assert json.loads(printed.splitlines()[-1]) == [{"T4": 1}, True, mounts]
 
 
 def test_the_task_is_a_spot_t4_that_ends_itself() -> None:
-    """SkyPilot cannot be installed beside DVC (click<8.2): its own parser read the file when it was written."""
     assert set(TASK) == {"name", "resources", "workdir", "envs", "secrets", "setup", "run"}
     resources = TASK["resources"]
     assert set(resources) == {"accelerators", "use_spot", "disk_size", "image_id", "autostop"}
@@ -25,7 +57,7 @@ def test_the_task_is_a_spot_t4_that_ends_itself() -> None:
 
 
 def test_the_task_s_commands_exist_and_stop_at_the_first_that_fails() -> None:
-    for script in (TASK["setup"], TASK["run"]):
+    for script in (TASK["setup"], TASK["run"], SWEEP["setup"], SWEEP["run"]):
         assert script.startswith("set -e\n")
         output_of(ROOT, 'bash -n -c "$SCRIPT"', SCRIPT=script)
         assert unknown_commands(script) == set()

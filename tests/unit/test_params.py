@@ -5,20 +5,14 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, TypeAdapter
+from ruamel.yaml import YAML
 
+from pipeline.commands import check_params
+from pipeline.commands.check_params import SECTIONS
 from pipeline.core.errors import Fail
 from pipeline.core.params import Section, load_params
-from pipeline.sections.base import BASE
-from pipeline.sections.download import DOWNLOAD
-from pipeline.sections.evaluate import Evaluate, Reference
-from pipeline.sections.format import Format
-from pipeline.sections.quantize import Quantize
-from pipeline.sections.report import Report
-from pipeline.sections.train import Train
 from tests.conftest import ROOT, yaml
 
-MODELS: list[Any] = [DOWNLOAD, BASE, Format, Train, Quantize, Evaluate, Reference, Report]
-SECTIONS = dict(zip("download base format train quantize evaluate reference report".split(), MODELS, strict=True))
 PROFILES = {path.stem: path for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 MICRO: dict[str, Any] = yaml.load(PROFILES["micro"].read_text())
 
@@ -122,9 +116,38 @@ HUB = {"source": "hub", "repo_id": "o/n", "revision": "0" * 40}
     ],
 )
 def test_a_value_that_a_stage_cannot_use_is_named(section: str, good: Any, wrong: list[dict[str, Any]]):
-    assert SECTIONS[section] is BASE or SECTIONS[section] is DOWNLOAD or SECTIONS[section].model_validate(good)
+    assert isinstance(SECTIONS[section], TypeAdapter) or SECTIONS[section].model_validate(good)
     for change in wrong:
         with Path("params.yaml").open("w") as file:
             yaml.dump({section: good | change}, file)
         with pytest.raises(Fail, match=rf"^params\.yaml: {section}.*{next(iter(change))}"):
             load_params(section, SECTIONS[section])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({".git": None}, ["no git clone, and DVC needs one", "run `git init`"]),
+        ({"params.yaml": None}, ["params.yaml is missing", "cp profiles/tiny.yaml params.yaml"]),
+        ({"params.yaml": "train: ["}, ["params.yaml, line 1 is not valid YAML"]),
+        ({"train": None, "report": {"bins": 0}}, ["has no section 'train'", "report.bins"]),
+    ],
+)
+def test_a_run_that_cannot_begin_is_refused_with_every_problem_in_one_line(changes: dict[str, Any], words: list[str]):
+    Path(".git").mkdir()
+    YAML().dump(
+        {name: value for name, value in (MICRO | changes).items() if value and "." not in name}, Path("params.yaml")
+    )
+    for name, text in changes.items():
+        if name == ".git":
+            Path(name).rmdir()
+        elif name == "params.yaml":
+            Path(name).write_text(text) if text else Path(name).unlink()
+    if not words:
+        check_params.main()
+        return
+    with pytest.raises(Fail) as caught:
+        check_params.main()
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert str(caught.value).count("not valid YAML") <= 1
