@@ -8,7 +8,7 @@
 #   make gate MAIN=main                 against another branch than origin/main; so does make comment
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export PYTHON PYTORCH TORCH_INDEX GPU
+export PYTHON PYTORCH TORCH_INDEX GPU CARD
 MAIN ?= origin/main
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1

@@ -5,6 +5,7 @@
 #   TORCH_INDEX=https://...     take torch, and nothing else, from this index; by default the one that fits the machine
 #   PYTORCH=https://...         a mirror of download.pytorch.org/whl, in which set-up looks for that index
 #   GPU=1                       for the CUDA card that is here: constraints-gpu.txt, Unsloth, llama.cpp with CUDA
+#   CARD='T4, 7.5, 570'         with GPU=1: name, compute capability and driver of a card that is not here (an image)
 #   LOCK=1                      choose versions anew and write constraints.txt (`make constraints`)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,7 +31,8 @@ fail() { say "$*" >&2; exit 1; }
 
 [ "$(uname -s)" = Linux ] || fail "this project runs on Linux and this is $(uname -s); use a Linux machine, a container or WSL 2"
 if [ -n "${GPU:-}" ]; then
-    card=$(nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader 2>/dev/null | head -n 1) && [ -n "$card" ] ||
+    card=${CARD:-$(nvidia-smi --query-gpu=name,compute_cap,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)}
+    [ -n "$card" ] ||
         fail "GPU=1, but nvidia-smi finds no card; install NVIDIA's driver, or run this without GPU=1"
     IFS=, read -r name capability driver <<<"${card//, /,}"
     [ "${capability/./}" -ge 75 ] ||
@@ -218,7 +220,7 @@ print(*(f"{name}=={pins[name]}" for name in sorted(pins) if not name.startswith(
 ' >>constraints.txt
 fi
 "$venv/bin/python" -m pipeline plots --frame-only
-if [ -n "${GPU:-}" ]; then
+if [ -n "${GPU:-}" ] && [ -z "${CARD:-}" ]; then
     "$venv/bin/python" -c 'import torch; torch.ones(1, device="cuda") + 1' 2>>"$log" ||
         fail "torch cannot use $name (driver $driver): the end of .venv/setup.log says why"
 fi

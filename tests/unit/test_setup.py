@@ -94,7 +94,7 @@ def executable(path: Path, script: str) -> Path:
 
 
 NOWHERE = "http://127.0.0.1:9"  # no index answers here
-SET_UP = {"CC", "CXX", "GPU", "LOCK", "PYTHON", "TORCH_INDEX"}
+SET_UP = {"CARD", "CC", "CXX", "GPU", "LOCK", "PYTHON", "TORCH_INDEX"}
 
 
 def set_up(project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -193,6 +193,11 @@ def test_a_card_is_checked_before_any_download(
     tmp_path: Path, refusal: Refusal, described: str, nvcc: str, message: str
 ):
     assert message in refusal(GPU="1", PATH=card(tmp_path, described, nvcc), PYTHON="no-such-python")
+
+
+def test_an_image_is_set_up_for_a_card_that_is_not_there(tmp_path: Path, refusal: Refusal):
+    path = card(tmp_path, "")
+    assert "Python 3.11 to 3.14 is needed" in refusal(GPU="1", CARD="T4, 7.5, 570", PATH=path, PYTHON="no-such-python")
 
 
 class Index(ThreadingHTTPServer):
