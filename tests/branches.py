@@ -14,7 +14,7 @@ from pipeline.reporting.comparison import Comparison
 from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import Prediction, Predictions, write_predictions
 from tests.conftest import ROOT, copy_project
-from tests.tables import REPORT, SUBJECT, answered
+from tests.tables import REPORT, SUBJECT, answered, facts
 
 QUESTIONS = 200
 TUNED, BASE = (Path(f"metrics/predictions/{name}.csv") for name in ("tuned", "base"))
@@ -43,7 +43,7 @@ def table(wrong: Iterable[int], first: int = 1000) -> list[Prediction]:
 def write(directory: Path, tuned: list[Prediction], base: list[Prediction], **metrics: dict[str, Any]) -> Comparison:
     """Put predictions and the metrics that follow from them into `directory`; `metrics` are further files."""
     tables: list[Predictions] = [{"chat": base}, {"chat": tuned}]
-    compared = compare(SUBJECT, *tables, {}, REPORT)
+    compared = compare(SUBJECT, *tables, {}, facts(tuned), REPORT)
     write_predictions(directory / TUNED, tuned)
     write_predictions(directory / BASE, base)
     for name, value in {"compare": rounded(compared), **metrics}.items():

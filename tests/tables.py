@@ -10,11 +10,14 @@ from typing import Any
 import gguf
 import numpy as np
 
+from pipeline.core.facts import QuestionFacts
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.params import read_section
+from pipeline.core.rows import write_rows
 from pipeline.models import imatrix
 from pipeline.models.gguf_header import SYSTEM_PROMPT
 from pipeline.reporting.comparison import File, Quality, Subject
+from pipeline.scoring.base_protocol import Choice
 from pipeline.scoring.measures import wilson
 from pipeline.scoring.predictions import Prediction, write_predictions
 from pipeline.sections.evaluate import ProtocolName
@@ -33,6 +36,7 @@ SUBJECT = Subject(
     simulated=True,
     rehearsal=False,
     gguf=File(bytes=1_000_000, sha256="0" * 64),
+    base_protocol=Choice(chosen="chat", questions=50, accuracy={"chat": wilson(27, 50, 0.95)}),
     tfidf=TFIDF,
     majority=MAJORITY,
 )
@@ -50,7 +54,13 @@ DATA = {
     "test": {"questions": 500, "tokens_max": 777},
     "test_overlap": {"8_grams": 57, "13_grams": 3},
 }
-INPUTS = ("metrics", "source.json", "base", "adapter/training.json", "medical-reasoner.gguf", "imatrix.gguf")
+CHOICE = Choice(
+    chosen="lm_eval", questions=50, accuracy={"chat": wilson(25, 50, 0.95), "lm_eval": wilson(30, 50, 0.95)}
+)
+INPUTS = (
+    *("metrics", "source.json", "facts.jsonl", "base", "adapter/training.json"),
+    *("medical-reasoner.gguf", "imatrix.gguf"),
+)
 OUTPUTS = ("metrics/compare.json", "metrics/curves", "metrics/pictures", "release")
 
 
@@ -74,6 +84,19 @@ def model(
             protocol,
         )
         for number, label in enumerate(gold)
+    ]
+
+
+def facts(rows: Sequence[Prediction]) -> list[QuestionFacts]:
+    """Facts about the questions of the rows; every tenth has no year."""
+    return [
+        QuestionFacts(
+            pmid=row.pmid,
+            year=1995 + number % 25 if number % 10 else None,
+            abstract_words=120 + number % 160,
+            numeric_results=number % 5 > 0,
+        )
+        for number, row in enumerate(rows)
     ]
 
 
@@ -118,6 +141,7 @@ def write_inputs(directory: Path) -> None:
         [*model(0.75, 2), *model(0.7, 5, protocol="lm_eval"), *model(0.55, 6, protocol="question_only")],
     )
     write_predictions(tables / "merged.csv", model(0.76, 2))
+    write_rows(directory / "facts.jsonl", facts(model(0.76, 2)))
     (directory / "metrics/train_log.csv").write_text(
         "step,loss,validation_loss,learning_rate,grad_norm\n1,2.5,,0.1,1.0\n2,1.5,1.75,0.1,1.0\n"
     )
@@ -130,7 +154,11 @@ def write_inputs(directory: Path) -> None:
     }
     write_values(
         directory,
-        metrics__baseline={"tfidf": TFIDF.model_dump(), "majority": MAJORITY.model_dump()},
+        metrics__baseline={
+            "base_protocol": CHOICE.model_dump(),
+            "tfidf": TFIDF.model_dump(),
+            "majority": MAJORITY.model_dump(),
+        },
         metrics__format=DATA,
         source=SOURCE,
         base__manifest={"source": "tiny", "files": [WEIGHTS]},

@@ -35,7 +35,7 @@ def quality(judgement: Judgement) -> list[Row]:
         Row("recall of yes", old and old.recall.yes, new.recall.yes, found and found.recall.yes),
         Row("recall of no", old and old.recall.no, new.recall.no, found and found.recall.no),
         Row("recall of maybe", old and old.recall.maybe, new.recall.maybe, found and found.recall.maybe),
-        Row("calibration error", old and old.calibration_error, new.calibration_error),
+        Row("calibration error", old and old.renormalised.calibration_error, new.renormalised.calibration_error),
         Row("accuracy of the untuned base", main and main.base.accuracy.value, here.base.accuracy.value),
     ]
 

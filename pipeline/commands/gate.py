@@ -82,7 +82,7 @@ def judge(revision: str) -> Judgement:
     """The tuned model here against a revision's and against its own base, on the same questions.
 
     Worse than the revision's: the paired interval of the difference in accuracy is wholly below 0. Worse than its base,
-    which is credited with its better protocol: the difference itself is below 0.
+    under the protocol that was better on validation questions: the difference itself is below 0.
     """
     commit, params, here = commit_of(revision), load_params("report", Report), read_as(Comparison, COMPARISON)
     tuned, minus_base = read_chat(read_text(TUNED), TUNED), here.tuned_minus_base.accuracy

@@ -1,4 +1,7 @@
-"""A test question: a line of data/formatted/test.jsonl. `scoring.protocols` turns it into words for a model."""
+"""A question: a line of data/formatted/test.jsonl and of validation_questions.jsonl.
+
+`scoring.protocols` turns it into words for a model.
+"""
 
 from typing import Literal, Self
 

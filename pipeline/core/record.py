@@ -5,7 +5,7 @@ The schema is that of PQA-L (Jin et al. 2019, https://arxiv.org/abs/1909.06146; 
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipeline.core.labels import Label
 
@@ -24,6 +24,11 @@ def written(text: str) -> str:
     return encodable(text)
 
 
+def four_digits(value: Any) -> int | None:
+    """A year written as text or as a number; anything else is an unknown year."""
+    return int(value) if len(str(value)) == 4 and str(value).isdecimal() else None
+
+
 Text = Annotated[str, AfterValidator(written)]
 Name = Annotated[str, AfterValidator(encodable)]
 
@@ -38,6 +43,7 @@ class Record(BaseModel):
     labels: list[Name] = Field(alias="LABELS")  # their names
     long_answer: Text = Field(alias="LONG_ANSWER")  # the abstract's conclusion
     final_decision: Label
+    year: Annotated[int | None, BeforeValidator(four_digits)] = Field(default=None, alias="YEAR")  # of publication
     group: Text | None = None  # ours: a patient or a study; all its questions are in one split
 
     @property

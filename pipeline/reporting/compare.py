@@ -6,14 +6,25 @@ to sum to 1.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from pipeline.core.errors import Fail
+from pipeline.core.facts import QuestionFacts
 from pipeline.core.labels import LABELS
-from pipeline.reporting.comparison import Base, Comparison, Decisions, Difference, Model, Quantization, Slice, Subject
+from pipeline.reporting.comparison import (
+    Comparison,
+    Decisions,
+    Difference,
+    Divergence,
+    Model,
+    Quantization,
+    Renormalised,
+    Subject,
+)
+from pipeline.reporting.slices import slices
 from pipeline.scoring import measures
 from pipeline.scoring.measures import ByLabel, Counts, Floats, Interval, cells, score
 from pipeline.scoring.predictions import Prediction, Predictions
@@ -88,7 +99,7 @@ def risk_coverage(rows: list[Prediction]) -> list[tuple[float, float]]:
 
 
 def decisions(rows: list[Prediction], confidence: float) -> Decisions:
-    """Accuracy, macro-F1, recalls and label mass of the rows."""
+    """Accuracy, macro-F1, recalls and `outside_labels` of the rows."""
     scores = score(rows, confidence)
     return Decisions(**{name: getattr(scores, name) for name in Decisions.model_fields})
 
@@ -98,20 +109,14 @@ def measured(tables: Predictions, headline: ProtocolName, params: Report) -> Mod
     rows, written = tables[headline], score(tables["chat"], params.confidence).written
     return Model(
         **dict(decisions(rows, params.confidence)),
-        brier=brier(rows),
-        calibration_error=calibration_error(rows, params.bins),
-        risk_coverage_area=float(np.mean([risk for _, risk in risk_coverage(rows)])),
+        renormalised=Renormalised(
+            brier=brier(rows),
+            calibration_error=calibration_error(rows, params.bins),
+            risk_coverage_area=float(np.mean([risk for _, risk in risk_coverage(rows)])),
+        ),
         unparsable=written.unparsable if written else None,
         protocols={name: decisions(rows, params.confidence) for name, rows in tables.items() if name != headline},
     )
-
-
-def slices(rows: list[Prediction], groups: Mapping[str, str], confidence: float) -> dict[str, Slice]:
-    """Accuracy in each group of questions; `groups` maps a PMID to its group's name."""
-    inside = {group: [row for row in rows if groups[row.pmid] == group] for group in dict.fromkeys(groups.values())}
-    return {
-        group: Slice(questions=len(some), accuracy=score(some, confidence).accuracy) for group, some in inside.items()
-    }
 
 
 def check_same_questions(first: list[Prediction], second: list[Prediction], names: str) -> None:
@@ -191,7 +196,7 @@ def difference(first: list[Prediction], second: list[Prediction], params: Report
 
 
 def quantization(merged: list[Prediction], tuned: list[Prediction], params: Report) -> Quantization:
-    """What quantization changed: `kl` is the mean KL(merged || tuned) over the three labels, in nats.
+    """What quantization changed.
 
     'Accuracy is not all you need' (Dutta et al. 2024, https://arxiv.org/abs/2407.09141).
     """
@@ -199,20 +204,21 @@ def quantization(merged: list[Prediction], tuned: list[Prediction], params: Repo
     same = [one.top_token == other.top_token for one, other in zip(merged, tuned, strict=True)]
     return Quantization(
         **dict(difference(merged, tuned, params)),
-        kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
+        renormalised=Divergence(kl_merged_to_tuned=float((np.exp(p) * (p - q)).sum(axis=1).mean())),
         same_top_token=sum(same) / len(same),
     )
 
 
-def headline_protocol(base: Predictions) -> ProtocolName:
-    """The protocol that the base is credited with: the better of chat and lm_eval, as it was trained for neither."""
-    asked: list[ProtocolName] = [name for name in ("chat", "lm_eval") if name in base]
-    return max(asked, key=lambda name: sum(row.prediction == row.label for row in base[name]))
-
-
-def compare(subject: Subject, base: Predictions, tuned: Predictions, merged: Predictions, params: Report) -> Comparison:
+def compare(
+    subject: Subject,
+    base: Predictions,
+    tuned: Predictions,
+    merged: Predictions,
+    facts: Sequence[QuestionFacts],
+    params: Report,
+) -> Comparison:
     """Every model's figures and every difference, unrounded; `merged` is empty if it was not measured."""
-    protocol = headline_protocol(base)
+    protocol = subject.base_protocol.chosen
     of_base, of_tuned, of_merged = base[protocol], tuned["chat"], merged.get("chat")
     check_same_questions(of_base, of_tuned, "base and tuned model")
     if of_merged:
@@ -223,10 +229,10 @@ def compare(subject: Subject, base: Predictions, tuned: Predictions, merged: Pre
         confidence=params.confidence,
         chat_version=PROTOCOLS["chat"].version,
         tuned=measured(tuned, "chat", params),
-        base=Base(**dict(measured(base, protocol, params)), protocol=protocol),
+        base=measured(base, protocol, params),
         merged=measured(merged, "chat", params) if of_merged else None,
         tuned_minus_base=difference(of_base, of_tuned, params),
         merged_minus_base=difference(of_base, of_merged, params) if of_merged else None,
         tuned_minus_merged=quantization(of_merged, of_tuned, params) if of_merged else None,
-        slices={"label": slices(of_tuned, {row.pmid: row.label for row in of_tuned}, params.confidence)},
+        slices=slices(of_tuned, facts, params.confidence),
     )

@@ -1,10 +1,11 @@
 """What a run measured, metrics/compare.json, and what it says in words.
 
-Brier score, calibration error, risk-coverage area and KL divergence are over the probabilities of yes, no and maybe
-renormalised to sum to 1. `label_mass` is the probability that the three had together before that.
+Figures in a group `renormalised` are over the probabilities of yes, no and maybe renormalised to sum to 1.
+`outside_labels` is the probability that the three did not have before that.
 """
 
-from pipeline.scoring.measures import LITTLE, ByLabel, Figures, Interval
+from pipeline.scoring.base_protocol import Choice
+from pipeline.scoring.measures import MUCH, ByLabel, Figures, Interval
 from pipeline.sections.evaluate import ProtocolName
 
 TUNED, MERGED, BASE = "tuned model", "tuned model at 16 bits", "untuned base"
@@ -21,19 +22,19 @@ class Quality(Figures):  # of decisions; accuracy has Wilson's interval
 
 class Decisions(Quality):  # of a language model under one protocol
     recall: ByLabel[float]
-    label_mass: float
+    outside_labels: float
 
 
-class Model(Decisions):  # under its headline protocol: chat, or for the base `Base.protocol`
+class Renormalised(Figures):
     brier: float
     calibration_error: float
     risk_coverage_area: float
+
+
+class Model(Decisions):  # under its headline protocol: chat, or for the base `Subject.base_protocol`
+    renormalised: Renormalised
     unparsable: float | None = None  # share of the greedy answers under chat that give no decision
     protocols: dict[ProtocolName, Decisions]  # the other protocols
-
-
-class Base(Model):  # the untuned base
-    protocol: ProtocolName
 
 
 class Difference(Figures):
@@ -49,13 +50,18 @@ class Difference(Figures):
     questions_needed: int | None = None
 
 
+class Divergence(Figures):
+    kl_merged_to_tuned: float  # mean KL(merged || tuned), in nats
+
+
 class Quantization(Difference):  # the quantized model minus the 16-bit one
-    kl: float
+    renormalised: Divergence
     same_top_token: float  # share of the questions with the same most probable next token
 
 
 class Slice(Figures):  # accuracy on some of the questions, with Wilson's interval
     questions: int
+    few: bool  # fewer than SMALL_SLICE
     accuracy: Interval
 
 
@@ -71,6 +77,7 @@ class Subject(Figures):
     simulated: bool
     rehearsal: bool  # whether the base's weights are random
     gguf: File
+    base_protocol: Choice
     tfidf: Quality
     majority: Quality
 
@@ -82,7 +89,7 @@ class Comparison(Subject):
     confidence: float  # of all intervals
     chat_version: int  # of the protocol chat: comparisons of two versions mean nothing
     tuned: Model
-    base: Base
+    base: Model
     merged: Model | None = None
     tuned_minus_base: Difference
     merged_minus_base: Difference | None = None
@@ -134,8 +141,8 @@ def verdict(comparison: Comparison, difference: Difference, first: str, other: s
 def warnings(comparison: Comparison) -> list[str]:
     """A sentence for each model that puts most of its probability on first words other than yes, no and maybe."""
     return [
-        f"The {name} gives yes, no and maybe together {model.label_mass:.0%} of the probability: it usually starts "
-        "with another word, and its accuracy is that of the most probable of the three."
+        f"The {name} gives first words other than yes, no and maybe {model.outside_labels:.0%} of the probability: it "
+        "usually starts with one of them, and its accuracy is that of the most probable of the three."
         for name, model in models(comparison).items()
-        if model.label_mass < LITTLE
+        if model.outside_labels > MUCH
     ]

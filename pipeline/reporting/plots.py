@@ -62,7 +62,7 @@ def make_pictures(
     curves: dict[str, Rows], base: list[Prediction], tuned: list[Prediction], log: Path, comparison: Comparison
 ) -> dict[str, dict[str, Any]]:
     """Name -> Vega-Lite of each picture; `log` is the table of training steps."""
-    models = {f"{BASE} ({comparison.base.protocol})": base, f"{TUNED} (chat)": tuned}
+    models = {f"{BASE} ({comparison.base_protocol.chosen})": base, f"{TUNED} (chat)": tuned}
     confusion = [
         {"rev": name, "protocol": "chat", "label": row.label, "prediction": row.prediction}  # the template draws chat
         for name, rows in models.items()

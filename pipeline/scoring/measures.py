@@ -15,7 +15,7 @@ from pipeline.scoring.predictions import UNPARSABLE, Prediction, Predictions
 from pipeline.scoring.protocols import PROTOCOLS
 
 DECIMALS = 6  # of a figure in metrics/
-LITTLE = 0.5  # probability of the three labels together, below which accuracy says little about written answers
+MUCH = 0.5  # probability outside the three labels, above which accuracy says little about written answers
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]  # [..., gold, predicted], in the order of LABELS
 Number = TypeVar("Number")
@@ -65,7 +65,7 @@ class Scores(Figures):
     recall: ByLabel[float]
     precision: ByLabel[float]
     predicted: ByLabel[float]  # shares of the decisions
-    label_mass: float  # mean probability of yes, no and maybe together: the rest is on other first words
+    outside_labels: float  # mean probability of first words other than yes, no and maybe
     confusion: ByLabel[ByLabel[int]]  # gold label, then predicted label
     written: Written | None
 
@@ -116,9 +116,10 @@ def wilson(right: int, questions: int, confidence: float) -> Interval:
     return Interval(value=right / questions, low=float(found.low), high=float(found.high))
 
 
-def label_mass(rows: list[Prediction]) -> float:
-    """Mean probability of the three labels together; the forms are distinct first tokens, so at most about 1."""
-    return float(np.exp(np.logaddexp.reduce([row.log_probabilities for row in rows], axis=1)).mean())
+def outside_labels(rows: list[Prediction]) -> float:
+    """Mean probability that the three labels do not have; float32 can sum theirs to a little over 1."""
+    inside = np.exp(np.logaddexp.reduce([row.log_probabilities for row in rows], axis=1)).mean()
+    return max(0.0, float(1 - inside))
 
 
 def score(rows: list[Prediction], confidence: float) -> Scores:
@@ -132,7 +133,7 @@ def score(rows: list[Prediction], confidence: float) -> Scores:
         recall=ByLabel[float].of(recall(counts).tolist()),
         precision=ByLabel[float].of(precision(counts).tolist()),
         predicted=ByLabel[float].of((counts.sum(axis=0) / len(rows)).tolist()),
-        label_mass=label_mass(rows),
+        outside_labels=outside_labels(rows),
         confusion=ByLabel[ByLabel[int]].of([ByLabel[int].of(line) for line in counts.tolist()]),
         written=Written(
             unparsable=sum(row.greedy == UNPARSABLE for row in greedy) / len(greedy),

@@ -1,7 +1,8 @@
 """Baseline: what the tuned model must beat, on the same questions.
 
-The untuned base through the same converter, quantizer and scorer; the majority label of the training questions; and
-TF-IDF over words and word pairs with logistic regression, its C chosen by cross-validation on those questions.
+The untuned base through the same converter, quantizer and scorer, credited with the protocol that is best on the
+validation questions; the majority label of the training questions; and TF-IDF over words and word pairs with logistic
+regression, its C chosen by cross-validation on those questions.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pipeline.core.usage import Usage
 from pipeline.models.base_weights import weights_directory
 from pipeline.models.gguf import build
 from pipeline.models.manifest import read_manifest
+from pipeline.scoring.base_protocol import CANDIDATES, choose
 from pipeline.scoring.measures import rounded, summary, wilson
 from pipeline.scoring.predict import Settings, predict
 from pipeline.scoring.predictions import read_predictions
@@ -26,7 +28,12 @@ from pipeline.sections.evaluate import Evaluate
 from pipeline.sections.quantize import Quantize
 
 
-def text_baselines(fitting: Sequence[Example], asked: Sequence[Question]) -> dict[str, Any]:
+def words(row: Example | Question) -> str:
+    """Abstract and question, as the text baselines read them."""
+    return row.text if isinstance(row, Example) else evidence(row.question, abstract_of(row))
+
+
+def text_baselines(fitting: Sequence[Example | Question], asked: Sequence[Question]) -> dict[str, Any]:
     """Accuracy and macro-F1 on `asked` of the majority label and of TF-IDF + regression, fitted on `fitting`."""
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -37,9 +44,8 @@ def text_baselines(fitting: Sequence[Example], asked: Sequence[Question]) -> dic
 
     # In the order of PMIDs: the folds, and so C, must not depend on what was drawn for validation.
     fitting = sorted(fitting, key=lambda row: row.pmid)
-    texts, answers = [row.text for row in fitting], [row.label for row in fitting]
-    questions = [evidence(row.question, abstract_of(row)) for row in asked]
-    gold = [row.label for row in asked]
+    texts, answers = [words(row) for row in fitting], [row.label for row in fitting]
+    questions, gold = [words(row) for row in asked], [row.label for row in asked]
     folds = max(2, min(10, *(answers.count(label) for label in set(answers))))
     tfidf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)
@@ -63,12 +69,18 @@ def main(
     usage = Usage()
     quantize, params = load_params("quantize", Quantize), load_params("evaluate", Evaluate)
     rows = read_rows(train, Example)
-    texts, fitting = quantize.texts(rows), [*rows, *read_rows(validation, Example)]
+    texts, fitting = quantize.texts(rows), [*rows, *read_rows(validation, Question)]
     baselines = text_baselines(fitting, read_rows(test, Question))
     manifest, directory = read_manifest(base), weights_directory(base)
     settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens)
-    with scratch(base.parent / "base.gguf") as gguf:
+    # One token of a written answer, because only the scored decisions are compared here.
+    candidates = settings._replace(
+        protocols=[name for name in CANDIDATES if name in params.protocols], max_new_tokens=1
+    )
+    with scratch(base.parent / "base.gguf") as gguf, scratch(predictions.parent / "validation.csv") as chosen_by:
         build(directory, manifest, {gguf: quantize.quant_type}, {}, texts)
+        predict(gguf, validation, candidates, chosen_by)
+        choice = choose(read_predictions(chosen_by), 0.95)
         speed = predict(gguf, test, settings, predictions)
-    write_json(metrics, {**summary(read_predictions(predictions)), **baselines})
+    write_json(metrics, {**summary(read_predictions(predictions)), "base_protocol": rounded(choice), **baselines})
     write_json(resources, {**usage.figures(), **speed})

@@ -14,7 +14,7 @@ from pipeline.core.params import load_params
 from pipeline.core.resume import installed
 from pipeline.core.usage import Usage
 from pipeline.models.gguf_header import read_header
-from pipeline.scoring.measures import LITTLE, summary
+from pipeline.scoring.measures import MUCH, summary
 from pipeline.scoring.predict import EXTRAS, Settings, predict
 from pipeline.scoring.predictions import read_predictions
 from pipeline.scoring.scorer import N_UBATCH
@@ -27,12 +27,12 @@ def about(gguf: Path) -> dict[str, Any]:
     return {"bytes": gguf.stat().st_size, "types": header.types, "packages": installed(EXTRAS)}
 
 
-def warn(label_mass: float) -> None:
-    """Say so if the labels together hold little probability: then accuracy says little about written answers."""
-    if label_mass < LITTLE:
+def warn(outside_labels: float) -> None:
+    """Say so if the labels hold little probability: then accuracy says little about written answers."""
+    if outside_labels > MUCH:
         sys.stderr.write(
-            f"warning: yes, no and maybe together have {label_mass:.1%} of the probability of the first word: the "
-            "model would rather begin its answer with another word\n"
+            f"warning: first words other than yes, no and maybe have {outside_labels:.1%} of the probability: the "
+            "model usually begins its answer with one of them\n"
         )
 
 
@@ -43,6 +43,6 @@ def main(gguf: Path, test: Path, predictions: Path, metrics: Path, resources: Pa
     settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens)
     speed = predict(gguf, test, settings, predictions)
     figures: dict[str, Any] = {**summary(read_predictions(predictions)), "n_ubatch": N_UBATCH, "gguf": about(gguf)}
-    warn(figures["chat"]["label_mass"])
+    warn(figures["chat"]["outside_labels"])
     write_json(metrics, figures)
     write_json(resources, {**usage.figures(), **speed})

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline.core.dataset import read_dataset
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
+from pipeline.core.facts import QuestionFacts
 from pipeline.core.files import read_as
 from pipeline.core.json_files import read_json_object
 from pipeline.core.labels import LABELS
@@ -34,6 +35,7 @@ from pipeline.sections.format import Format
 from pipeline.sections.train import Train
 
 SPLITS = ("train", "validation", "test")
+NUMERIC = re.compile(r"\d\s?%|\d[.·]\d|±|\bp\s?[<>=≤≥]", re.IGNORECASE)  # a percentage, a decimal, ±, a p-value
 
 
 def split(records: dict[str, Record], test: set[str], params: Format) -> dict[str, list[str]]:
@@ -159,6 +161,17 @@ def too_long(limit: str, tokens: int, lengths: dict[str, int], remedy: str = "")
     return f"{limit} is {tokens} tokens and {len(long)} questions need up to {long[worst]} (PMID {shown}): {remedy}"
 
 
+def facts_of(pmid: str, record: Record) -> QuestionFacts:
+    """What the slices of the test questions are made by."""
+    abstract = " ".join(record.contexts)
+    return QuestionFacts(
+        pmid=pmid,
+        year=record.year,
+        abstract_words=len(abstract.split()),
+        numeric_results=bool(NUMERIC.search(abstract)),
+    )
+
+
 def statistics(records: Sequence[Record], examples: Sequence[Example]) -> dict[str, float]:
     """Questions, label counts and token lengths of a split, for metrics/format.json."""
     labels = [record.final_decision for record in records]
@@ -172,7 +185,7 @@ def statistics(records: Sequence[Record], examples: Sequence[Example]) -> dict[s
 
 
 def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: Path, token_lengths: Path) -> None:
-    """Write FORMATTED (train.jsonl, validation.jsonl, test.jsonl, system_prompt.txt) and the statistics of the data."""
+    """Write the examples, questions, facts and system prompt into FORMATTED, and the statistics of the data."""
     params = load_params("format", Format)
     source = read_as(Source, raw / "source.json")
     files = raw / "ori_pqal.json", raw / "test_ground_truth.json"
@@ -193,8 +206,10 @@ def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: P
     shared = {f"{n}_grams": overlap(by_split["test"], others, n) for n in (8, 13)}
     write_rows(formatted / "train.jsonl", examples["train"])
     write_rows(formatted / "validation.jsonl", examples["validation"])
-    questions = (as_question(pmid, records[pmid], params.system_prompt) for pmid in pmids["test"])
-    write_rows(formatted / "test.jsonl", questions)
+    for name, asked in (("validation_questions", "validation"), ("test", "test")):
+        questions = (as_question(pmid, records[pmid], params.system_prompt) for pmid in pmids[asked])
+        write_rows(formatted / f"{name}.jsonl", questions)
+    write_rows(formatted / "test_facts.jsonl", (facts_of(pmid, records[pmid]) for pmid in pmids["test"]))
     with writing(formatted / "system_prompt.txt") as partial:
         partial.write_text(params.system_prompt, encoding="utf-8")
     figures: dict[str, Any] = {name: statistics(by_split[name], examples[name]) for name in SPLITS}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline.core.files import read_as, sha256
+from pipeline.core.facts import QuestionFacts
+from pipeline.core.files import read_as, read_rows, sha256
 from pipeline.core.outputs import write_json, writing
 from pipeline.core.params import load_params
 from pipeline.core.source import Source
@@ -19,6 +20,7 @@ from pipeline.reporting.compare import compare
 from pipeline.reporting.comparison import NO_RELEASE, File, Quality, Subject
 from pipeline.reporting.plots import make_curves, make_pictures, png, write_curves, write_svgs
 from pipeline.reporting.release import Facts, Splits, write_release
+from pipeline.scoring.base_protocol import Choice
 from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import read_predictions
 from pipeline.sections.report import Report
@@ -26,17 +28,20 @@ from pipeline.sections.report import Report
 REHEARSAL = "rehearsal/"  # prefix of the repository of a base of random weights (benchmarks/rehearsal.py)
 
 
-class TextBaselines(BaseModel):  # what is read of metrics/baseline.json
+class Baselines(BaseModel):  # what is read of metrics/baseline.json
+    base_protocol: Choice
     tfidf: Quality
     majority: Quality
 
 
-def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, matrix: Path, release: Path) -> None:
+def main(
+    metrics: Path, source: Path, facts: Path, base: Path, training: Path, gguf: Path, matrix: Path, release: Path
+) -> None:
     """Write METRICS/compare.json, METRICS/curves (CSV files), METRICS/pictures (SVG files) and RELEASE.
 
     METRICS also has the inputs: predictions of base, tuned and merged model, baseline.json, format.json and
-    train_log.csv. SOURCE says where the data come from, the directory BASE what the base is, TRAINING how it was tuned,
-    and MATRIX is the importance matrix that GGUF was quantized with.
+    train_log.csv. SOURCE says where the data come from, FACTS what the test questions are like, the directory BASE what
+    the base is, TRAINING how it was tuned, and MATRIX is the importance matrix that GGUF was quantized with.
     """
     params, questions = load_params("report", Report), read_header(matrix).metadata["imatrix.chunk_count"]
     origin, manifest = read_as(Source, source), read_manifest(base)
@@ -45,13 +50,13 @@ def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, ma
         simulated=origin.simulated,
         rehearsal=manifest.repo_id.startswith(REHEARSAL),
         gguf=File(bytes=gguf.stat().st_size, sha256=sha256(gguf)),
-        **dict(read_as(TextBaselines, metrics / "baseline.json")),
+        **dict(read_as(Baselines, metrics / "baseline.json")),
     )
     of_base, of_tuned, of_merged = (
         read_predictions(metrics / "predictions" / name) for name in ("base.csv", "tuned.csv", "merged.csv")
     )
-    compared = compare(subject, of_base, of_tuned, of_merged, params)
-    rows = of_base[compared.base.protocol], of_tuned["chat"]
+    compared = compare(subject, of_base, of_tuned, of_merged, read_rows(facts, QuestionFacts), params)
+    rows = of_base[compared.base_protocol.chosen], of_tuned["chat"]
     curves = make_curves(*rows, compared, params.bins)
     pictures = make_pictures(curves, *rows, metrics / "train_log.csv", compared)
     with writing(release) as partial:
@@ -60,8 +65,8 @@ def main(metrics: Path, source: Path, base: Path, training: Path, gguf: Path, ma
             (partial / "README.md").write_text(f"{NO_RELEASE}\n", encoding="utf-8")
         else:
             splits, trained = read_as(Splits, metrics / "format.json"), read_as(Training, training)
-            facts = Facts(compared, splits, trained, origin, manifest, read_header(gguf), gguf.name, questions)
-            write_release(partial, facts, base)
+            told = Facts(compared, splits, trained, origin, manifest, read_header(gguf), gguf.name, questions)
+            write_release(partial, told, base)
             if questions:
                 (partial / "imatrix.gguf").write_bytes(matrix.read_bytes())
             for name in pictures.keys() - {"loss"}:

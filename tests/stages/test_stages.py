@@ -24,7 +24,10 @@ CONFIGURATION = {"chat_template.jinja", "config.json", "generation_config.json",
 CONFIGURATION |= {"tokenizer.json", "tokenizer_config.json"}
 FILES = {
     "data/raw": {"ori_pqal.json", "source.json", "test_ground_truth.json"},
-    "data/formatted": {"system_prompt.txt", "test.jsonl", "train.jsonl", "validation.jsonl"},
+    "data/formatted": {
+        f"{name}.jsonl" for name in ("test", "test_facts", "train", "validation", "validation_questions")
+    }
+    | {"system_prompt.txt"},
     "models/base": CONFIGURATION,
     "models/adapter": {"adapter_config.json", "adapter_model.safetensors", "trained_on.json", "training.json"},
     "models/merged": CONFIGURATION | {"model.safetensors"},
@@ -73,7 +76,9 @@ def test_the_splits_are_disjoint_and_the_test_is_the_list_of_the_data(micro: Pat
 
 def test_only_measuring_stages_read_test_questions_or_what_was_answered() -> None:
     graph = stages(ROOT)
-    answers = {"data/formatted/test.jsonl"}.union(*(written(graph[stage]) for stage in MEASURING))
+    answers = {"data/formatted/test.jsonl", "data/formatted/test_facts.jsonl"}.union(
+        *(written(graph[stage]) for stage in MEASURING)
+    )
     for stage in graph.keys() - MEASURING:
         for dep in graph[stage]["deps"]:  # nor a directory that one of them lies in
             assert [path for path in answers if Path(path).is_relative_to(dep)] == [], (stage, dep)
@@ -216,6 +221,25 @@ def test_scores_are_those_that_scikit_learn_gives_the_predictions(micro: Path, n
         assert about["accuracy"]["value"] == pytest.approx(accuracy_score(gold, found), abs=1e-6)
         macro_f1 = f1_score(gold, found, labels=LABELS, average="macro", zero_division=0)
         assert about["macro_f1"] == pytest.approx(macro_f1, abs=1e-6)
+
+
+def test_the_base_is_credited_with_the_protocol_chosen_on_the_validation_questions(micro: Path) -> None:
+    baseline, compared = (numbers(micro / "metrics" / f"{name}.json") for name in ("baseline", "compare"))
+    choice = baseline["base_protocol"]
+    assert compared["base_protocol"] == choice
+    assert (choice["questions"], choice["accuracy"].keys()) == (8, {"chat", "lm_eval"})
+    assert choice["accuracy"][choice["chosen"]]["value"] == max(of["value"] for of in choice["accuracy"].values())
+    assert compared["base"]["accuracy"]["value"] == baseline[choice["chosen"]]["accuracy"]["value"]
+
+
+def test_slices_have_the_facts_of_the_test_questions(micro: Path) -> None:
+    records = numbers(micro / "data" / "raw" / "ori_pqal.json")
+    years = [int(records[row.pmid]["YEAR"]) for row in questions(micro)]
+    found = numbers(micro / "metrics" / "compare.json")["slices"]
+    assert {kind: sum(of["questions"] for of in values.values()) for kind, values in found.items()} == dict.fromkeys(
+        ("label", "year", "abstract_words", "numeric_results"), 40
+    )
+    assert found["year"]["before 2005"]["questions"] == sum(year < 2005 for year in years)
 
 
 def test_a_protocol_is_asked_only_if_its_parameter_names_it_and_the_reference_can_be_off(project: Path) -> None:

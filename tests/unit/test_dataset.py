@@ -11,8 +11,8 @@ from pipeline.core.errors import Fail
 from pipeline.core.record import Record, parse_record
 
 SECRET = "a question that no error may quote"
-FIELDS = ["QUESTION", "CONTEXTS", "LABELS", "LONG_ANSWER", "final_decision"]
-GOOD: dict[str, Any] = dict(zip(FIELDS, [SECRET, ["one", "two"], ["AIM", ""], "It does.", "yes"], strict=True))
+FIELDS = ["QUESTION", "CONTEXTS", "LABELS", "LONG_ANSWER", "final_decision", "YEAR"]
+GOOD: dict[str, Any] = dict(zip(FIELDS, [SECRET, ["one", "two"], ["AIM", ""], "It does.", "yes", "2011"], strict=True))
 GOOD |= {"MESHES": ["ignored"], "reasoning_required_pred": "ignored"}
 
 
@@ -28,6 +28,16 @@ def test_a_record_keeps_what_the_pipeline_reads_and_no_more():
     record, problems = parse_record("17", GOOD)
     assert record
     assert (list(record.model_dump(by_alias=True)), problems) == ([*FIELDS, "group"], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "year"), [("2011", 2011), (2011, 2011), (None, None), ("", None), ("in press", None), (20.5, None)]
+)
+def test_the_year_may_be_missing_or_unreadable(given: Any, year: int | None):
+    record, problems = parse_record("17", GOOD | {"YEAR": given})
+    assert record
+    assert (record.year, problems) == (year, [])
+    assert parse_record("17", {key: value for key, value in GOOD.items() if key != "YEAR"})[0]
 
 
 @pytest.mark.parametrize(

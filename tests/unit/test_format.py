@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
+from pipeline.core.facts import QuestionFacts
 from pipeline.core.files import read_rows
 from pipeline.core.labels import Label
 from pipeline.core.question import Question
@@ -18,8 +19,10 @@ from pipeline.core.record import Record
 from pipeline.core.source import Source
 from pipeline.models.directory import TINY_BASE
 from pipeline.sections.format import Format
+from pipeline.stages.baseline import words
 from pipeline.stages.format import (
     check_lengths,
+    facts_of,
     main,
     ngrams,
     overlap,
@@ -177,11 +180,29 @@ def run_format(tmp_path: Path, _micro: None) -> Run:
     return run
 
 
+@pytest.mark.parametrize(
+    ("text", "numeric"),
+    [
+        *(("in 12 % of them", True), ("12%", True), ("a mean of 1.5", True), ("1·5", True), ("P < .05", True)),
+        *(("p=0", True), ("3 ± 1", True), ("All 120 patients of 2 groups.", False), ("See map = 3", False)),
+    ],
+)
+def test_facts_are_year_length_and_whether_results_are_numbers(text: str, numeric: bool):
+    found = facts_of("7", record(contexts=["two words", text], year="1999"))
+    assert found == QuestionFacts(pmid="7", year=1999, abstract_words=2 + len(text.split()), numeric_results=numeric)
+    assert facts_of("7", record()).year is None
+
+
 def test_files_and_figures_are_of_the_same_questions(tmp_path: Path, run_format: Run):
     out = run_format()
     train, validation = (read_rows(out / f"{name}.jsonl", Example) for name in ("train", "validation"))
     assert (len(train), len(validation)) == (8, 4)
     assert [row.pmid for row in read_rows(out / "test.jsonl", Question)] == [str(1000 + i) for i in range(12)]
+    assert [row.pmid for row in read_rows(out / "test_facts.jsonl", QuestionFacts)] == [
+        str(1000 + i) for i in range(12)
+    ]
+    asked = read_rows(out / "validation_questions.jsonl", Question)
+    assert [(row.pmid, row.label, words(row)) for row in asked] == [(r.pmid, r.label, r.text) for r in validation]
     figures, lengths = json.loads((tmp_path / "m.json").read_text()), [len(row.input_ids) for row in train]
     assert figures["train"]["tokens_max"] == max(lengths)
     assert figures["train"]["tokens_mean"] == round(sum(lengths) / 8, 1)

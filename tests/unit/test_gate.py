@@ -14,9 +14,12 @@ from pipeline.commands import comment, gate
 from pipeline.commands.gate import COMPARISON, judge
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import write_json
+from pipeline.reporting.compare import compare
+from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import write_predictions
 from tests.branches import TUNED, commit, git, repository, table, write
 from tests.conftest import set_params
+from tests.tables import CHOICE, REPORT, SUBJECT, facts
 
 BASE_TABLE = table(range(100))
 
@@ -67,15 +70,13 @@ def test_worse_than_the_base_is_any_loss_of_accuracy(project: Path) -> None:
     assert judge("main").passed
 
 
-def test_the_base_is_credited_with_its_better_protocol(project: Path) -> None:
+def test_the_base_is_credited_with_the_protocol_chosen_on_validation(project: Path) -> None:
     harness = [row._replace(protocol="lm_eval", greedy="") for row in table(range(10))]
-    tables = {"chat": BASE_TABLE, "lm_eval": harness}
-    from pipeline.reporting.compare import compare
-    from pipeline.scoring.measures import rounded
-    from tests.tables import REPORT, SUBJECT
-
-    write_json(COMPARISON, rounded(compare(SUBJECT, tables, {"chat": table(range(40))}, {}, REPORT)))
-    assert not judge("main").passed
+    tables, tuned = {"chat": BASE_TABLE, "lm_eval": harness}, table(range(40))
+    for choice, passed in ((SUBJECT.base_protocol, True), (CHOICE, False)):
+        subject = SUBJECT.model_copy(update={"base_protocol": choice})
+        write_json(COMPARISON, rounded(compare(subject, tables, {"chat": tuned}, {}, facts(tuned), REPORT)))
+        assert judge("main").passed == passed
 
 
 def test_a_model_that_is_worse_than_both_is_refused_for_both(project: Path) -> None:
@@ -242,6 +243,7 @@ def test_the_comment_starts_with_the_gate_and_holds_what_a_reviewer_needs(
     assert "1000, 1001, 1002, 1003, 1038, 1039" in folded  # became right
     assert folded.count("https://example.org/pictures/") == 3
     assert "tuned.accuracy.value" in folded
+    assert "| numeric results in the abstract | absent | 40 |" in folded
     assert text.count("<details>") == text.count("</details>")
 
 

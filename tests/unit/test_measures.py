@@ -86,13 +86,13 @@ def test_unparsable_and_disagreeing_answers_are_counted_and_never_taken_for_mayb
     assert scores.predicted.maybe == 0.2
 
 
-def test_label_mass_is_the_mean_probability_of_the_three_labels_together():
+def test_outside_labels_is_the_mean_probability_that_the_three_labels_do_not_have():
     sure, unsure = (tuple(np.log(shares)) for shares in ([0.5, 0.25, 0.125], [0.1, 0.1, 0.05]))
     rows = [
         row._replace(log_probabilities=scores)
         for row, scores in zip(predictions(["yes", "no"], ["yes", "yes"]), (sure, unsure), strict=True)
     ]
-    assert measures.label_mass(rows) == pytest.approx((0.875 + 0.25) / 2)
+    assert measures.outside_labels(rows) == pytest.approx((0.125 + 0.75) / 2)
 
 
 def test_a_summary_has_the_version_of_each_protocol_and_rounded_figures():

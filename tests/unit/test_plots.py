@@ -24,7 +24,7 @@ from pipeline.core.outputs import remove, write_csv
 from pipeline.reporting.compare import compare
 from pipeline.reporting.plots import VEGA_LITE, make_curves, png, write_curves
 from pipeline.scoring.predictions import Prediction, write_predictions
-from tests.tables import REPORT, ROOT, SUBJECT, model
+from tests.tables import REPORT, ROOT, SUBJECT, facts, model
 
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 PLOTS = {
@@ -43,7 +43,7 @@ def write_metrics(directory: Path, vram: float = 5000.0) -> None:
     rng = random.Random(0)
     splits, steps = ("train", "validation", "test"), range(1, 9)
     base, tuned = model(0.5, 1), model(0.8, 2)
-    curves = make_curves(base, tuned, compare(SUBJECT, {"chat": base}, {"chat": tuned}, {}, REPORT), 10)
+    curves = make_curves(base, tuned, compare(SUBJECT, {"chat": base}, {"chat": tuned}, {}, facts(tuned), REPORT), 10)
     write_curves(curves, directory / "curves")
     for name, rows in {"base": base, "merged": tuned, "tuned": tuned}.items():
         write_predictions(directory / f"predictions/{name}.csv", rows)

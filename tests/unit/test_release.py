@@ -114,6 +114,10 @@ def test_the_card_says_what_it_is_not_for_and_how_good_it_is(simulated: Made) ->
     assert SIMULATED in simulated.section("Results")
     assert f"| tuned model | {tuned['accuracy']['value']:.1%} |" in text
     assert "| maybe | 55 |" in text
+    assert "| year of publication | before 2005 | 180 |" in text
+    assert "under the protocol lm_eval, chosen on 50 validation questions" in text
+    for name in ("tuned", "base", "merged"):
+        assert f"{simulated.figures[name]['outside_labels']:.1%}" in simulated.section("Results")
     assert f"{tuned['protocols']['question_only']['accuracy']['value']:.1%}" in simulated.section("Results")
     assert f"sha256 `{sha256(simulated.directory / 'medical-reasoner.gguf')}`" in simulated.section("File")
     assert f"{DATA['test_overlap']['8_grams']} share eight words" in simulated.section("Limits")

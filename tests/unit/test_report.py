@@ -50,6 +50,7 @@ def test_two_runs_write_the_same_files_and_name_no_path_of_this_machine(project:
     compared = make()
     assert (compared.simulated, compared.rehearsal, compared.data) == (True, False, "made-up trials")
     assert compared.tfidf.accuracy.value == TFIDF.accuracy.value
+    assert compared.base_protocol.chosen == "lm_eval"
     assert compared.gguf.sha256 == sha256(Path("medical-reasoner.gguf"))
     first = contents()
     make()
