@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline.core.files import sha256
 from pipeline.models.gguf_header import LLAMA_3_LICENCE
+from pipeline.models.memory import small_load
 from pipeline.reporting.comparison import NO_RELEASE, SIMULATED
 from pipeline.reporting.release import has_llama_3_turns
 from pipeline.scoring.protocols import user
@@ -187,6 +188,19 @@ def test_run_md_shows_the_form_of_the_training_and_copies_the_file(simulated: Ma
     assert simulated.figures["gguf"]["sha256"] in lines
     for words in ("Not for clinical use", "lms import --copy", "ollama create", "llama-server"):
         assert words in text
+
+
+def test_run_md_loads_the_file_as_the_plan_computes_it_on_linux_and_windows(simulated: Made) -> None:
+    lines = [line.removeprefix("    ") for line in simulated.page("RUN.md").splitlines()]
+    load = small_load(2048)
+    cache = load.cache_type
+    settings = f"-ngl 99 -c 2048 -fa on -ctk {cache} -ctv {cache} -ub {load.n_ubatch}"
+    for program in ("llama-server", "llama-server.exe"):
+        assert f"{program} -m medical-reasoner.gguf --temp 0 {settings}" in lines
+    variables = {"OLLAMA_FLASH_ATTENTION": 1, "OLLAMA_KV_CACHE_TYPE": cache, "OLLAMA_CONTEXT_LENGTH": 2048}
+    assert " ".join([*(f"{name}={value}" for name, value in variables.items()), "ollama serve"]) in lines
+    assert {f"setx {name} {value}" for name, value in variables.items()} <= {*lines}
+    assert {"| Context Length | 2048 |", "| Flash Attention | on |", "| V Cache Quantization Type | Q8_0 |"} <= {*lines}
 
 
 def test_a_rehearsal_releases_nothing(tmp_path: Path) -> None:
