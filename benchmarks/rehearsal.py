@@ -142,23 +142,30 @@ def repository(config: dict[str, Any], tokenizer: Path, max_shard: int = MAX_SHA
     return files | shards
 
 
-def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> ThreadingHTTPServer:
-    """Serve `files` as REPOSITORY at COMMIT as the hub does, and the files of the directory `others` under /files."""
+def serve(
+    repo_id: str, commit: str, files: dict[str, Text | Shard], others: Path | None, port: int
+) -> ThreadingHTTPServer:
+    """Serve `files` as a repository at a commit as the hub does, and the files of the directory `others` under /files.
+
+    Safetensors files are LFS files.
+    """
     with ThreadPoolExecutor() as threads:
         digests = dict(zip(files, threads.map(lambda file: file.sha256(), files.values()), strict=True))
     siblings: list[dict[str, Any]] = []
     for name, file in files.items():
         lfs = {"lfs": {"sha256": digests[name], "oid": digests[name], "size": file.size, "pointerSize": 134}}
-        large = lfs if isinstance(file, Shard) else {}
-        blob = file.body if isinstance(file, Text) else digests[name].encode()  # of a large one git holds a pointer
+        large = lfs if name.endswith(".safetensors") else {}
+        blob = (
+            digests[name].encode() if large or isinstance(file, Shard) else file.body
+        )  # of a large one git has a pointer
         git = hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
         siblings.append({"rfilename": name, "size": file.size, "blobId": git, **large})
-    info = {"id": REPOSITORY, "sha": COMMIT, "private": False, "gated": False, "tags": ["rehearsal"]}
+    info = {"id": repo_id, "sha": commit, "private": False, "gated": False, "tags": []}
     tree = [{"type": "file", "path": s["rfilename"], "oid": s["blobId"], **s} for s in siblings]
     answers: dict[str, Text | Shard] = {
-        f"/api/models/{REPOSITORY}/revision/{COMMIT}": Text(json.dumps(info | {"siblings": siblings}).encode()),
-        f"/api/models/{REPOSITORY}/tree/{COMMIT}": Text(json.dumps(tree).encode()),
-        **{f"/{REPOSITORY}/resolve/{COMMIT}/{name}": file for name, file in files.items()},
+        f"/api/models/{repo_id}/revision/{commit}": Text(json.dumps(info | {"siblings": siblings}).encode()),
+        f"/api/models/{repo_id}/tree/{commit}": Text(json.dumps(tree).encode()),
+        **{f"/{repo_id}/resolve/{commit}/{name}": file for name, file in files.items()},
     }
     if others:
         answers |= {f"/files/{path.name}": Text(path.read_bytes()) for path in others.iterdir() if path.is_file()}
@@ -182,7 +189,7 @@ def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> Thr
             self.send_header("Content-Type", "application/json" if "/api/" in path else "application/octet-stream")
             if (name := path.rsplit("/", 1)[-1]) in digests:
                 self.send_header("ETag", f'"{digests[name]}"')
-                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if self.command == "GET":
                 for piece in file.read(start):
@@ -201,8 +208,11 @@ def serve(files: dict[str, Text | Shard], others: Path | None, port: int) -> Thr
     return server
 
 
-def prepare(directory: Path, profile: Path, url: str, pubmedqa: Path | None) -> None:
-    """Copy the project into `directory`, with the profile as its params.yaml; outputs of an earlier run stay."""
+def prepare(directory: Path, profile: Path, base: dict[str, str], url: str) -> None:
+    """Copy the project into `directory`, with the profile as its params.yaml; outputs of an earlier run stay.
+
+    `base` changes the section base; `url` is the server that has the question files, if it is not the profile's.
+    """
     shutil.copytree(ROOT / "pipeline", directory / "pipeline", dirs_exist_ok=True)
     shutil.copytree(ROOT / ".dvc" / "plots", directory / ".dvc" / "plots", dirs_exist_ok=True)
     for name in ("dvc.yaml", "pyproject.toml", "constraints.txt", "constraints-gpu.txt", ".dvcignore", ".dvc/config"):
@@ -210,8 +220,8 @@ def prepare(directory: Path, profile: Path, url: str, pubmedqa: Path | None) -> 
     subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], cwd=directory, check=True)
     yaml = YAML()
     params: Any = yaml.load(profile)
-    params["base"] |= {"repo_id": REPOSITORY, "revision": COMMIT}
-    if pubmedqa:
+    params["base"] |= base
+    if url:
         params["download"]["location"] = f"{url}/files"
     yaml.dump(params, directory / "params.yaml")
 
@@ -277,9 +287,11 @@ def main() -> None:
     directory = options.directory.absolute()
     config = CONFIG | (TINY if options.shape == "tiny" else {})
     print(f"rehearsal: hashing {options.shape}'s random weights", flush=True)
-    with serve(repository(config, options.tokenizer), options.pubmedqa, options.port) as server:
+    with serve(REPOSITORY, COMMIT, repository(config, options.tokenizer), options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
-        prepare(directory, options.profile, url, options.pubmedqa)
+        prepare(
+            directory, options.profile, {"repo_id": REPOSITORY, "revision": COMMIT}, url if options.pubmedqa else ""
+        )
         status, measured = repro(directory, url, options.targets)
         server.shutdown()
     columns = ("wall_s", "peak_anon_gib", "disk_gb")

@@ -33,12 +33,13 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE = Path.home() / ".cache" / "medical-reasoner"
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+NOTE = f"dequantized to bfloat16 from the Q4_1 GGUF in the package {PACKAGE}; not the original weights"
 README = f"""---
 base_model: {REPO_ID}
 license: apache-2.0
 ---
-{REPO_ID}, dequantized to bfloat16 from the Q4_1 GGUF in the package {PACKAGE}.
-These are not the original weights: each linear layer went through 4 bits, the embedding through 8.
+{REPO_ID}, {NOTE}.
+Each linear layer went through 4 bits, the embedding through 8.
 """
 
 # GGUF's names of a Llama's tensors -> transformers' (gguf-py/gguf/tensor_mapping.py).
@@ -251,7 +252,7 @@ def write_directory(gguf: Path, directory: Path) -> None:
     reader = GGUFReader(gguf)
     metadata = read_metadata(reader)
     config = configuration(metadata)
-    write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config | {"weights_note": NOTE})
     write_json(directory / "generation_config.json", {"_from_model_config": True, **special_ids(metadata)})
     write_json(directory / "tokenizer.json", tokenizer_json(metadata))
     write_json(directory / "tokenizer_config.json", tokenizer_config(metadata))

@@ -34,6 +34,7 @@ class Manifest(Strict):
     repo_id: str = ""
     revision: str = ""
     path: str = ""
+    note: str = ""  # how the weights differ from the ones that the name promises: `weights_note` in config.json
     files: Annotated[list[WeightFile], Field(min_length=1)]
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import Fail
 from pipeline.core.files import sha256
+from pipeline.core.json_files import read_json_object
 from pipeline.core.outputs import write_json, writing
 from pipeline.core.params import load_params
 from pipeline.core.usage import Usage
@@ -114,6 +115,12 @@ def check_fetched(directory: Path, siblings: dict[str, Any]) -> None:
             raise Fail(f"{path} differs from the hub's file; remove {path.resolve()} and run `dvc repro`")
 
 
+def weights_note(directory: Path) -> str:
+    """`weights_note` in config.json, a line of text: a key of ours, which transformers ignores."""
+    note = read_json_object(directory / "config.json").get("weights_note", "")
+    return " ".join(note.split()) if isinstance(note, str) else ""
+
+
 def main(base: Path, metrics: Path, resources: Path) -> None:
     """Write BASE with its manifest; METRICS has the size of the weights, RESOURCES time and memory."""
     usage = Usage()
@@ -122,9 +129,10 @@ def main(base: Path, metrics: Path, resources: Path) -> None:
     source = "the tiny base" if isinstance(params, Tiny) else getattr(params, "repo_id", str(directory))
     with writing(base) as target:
         copy_configuration(directory, target)
-        manifest = manifest_of(params, directory)
+        manifest = manifest_of(params, directory).model_copy(update={"note": weights_note(directory)})
         check_prompt(directory)
         check_convertible(target, source)
         write_json(target / MANIFEST, manifest.model_dump())
-    write_json(metrics, {"weight_bytes": sum(file.size for file in manifest.files)})
+    note = {"weights_note": manifest.note} if manifest.note else {}
+    write_json(metrics, {"weight_bytes": sum(file.size for file in manifest.files), **note})
     write_json(resources, usage.figures())
