@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ def test_a_stage_is_added(project: Path) -> None:
     assert 0 <= found["wrong_and_confident"] <= found["wrong"]
     assert "| `errors` |" in (project / "README.md").read_text()
     output_of(project, "ruff format --check pipeline && ruff check pipeline && lint-imports --no-logo")
+
+
+def test_a_package_is_upgraded(project: Path) -> None:
+    """With a version that is not installed, and a set-up that installs nothing, so that the first stage refuses."""
+    (project / "setup/install.sh").write_text("#!/bin/sh\ntouch .venv/ready\n")
+    script, count = re.subn(r"jinja2==\d[\d.]+", "jinja2==0.1", commands(EXTEND, "Upgrade a package"))
+    done = run_command(project, script)
+    assert count == 1
+    extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lists = {name for name, pins in extras.items() if "jinja2==0.1" in pins}
+    tracked = yaml.load(project / "dvc.yaml")["stages"].items()
+    reached = {name for name, stage in tracked if any(f"dependencies.{one}'" in str(stage["params"]) for one in lists)}
+    assert set(re.findall(r"^(\w+):$", done.stdout, re.MULTILINE)) >= reached > {"format"}
+    assert re.search(r"jinja2 is \d[\d.]+, pinned 0\.1", done.stderr)
 
 
 def test_an_edit_that_changes_no_result_is_recorded(project: Path) -> None:

@@ -3,9 +3,9 @@
 KILL_STAGE names the stage; KILL_POINT whose changes of the project's files count: the stage's (write), or DVC's own
 from that stage's start to the next one's (dvc; those of dvc.lock alone: dvc.lock). KILL_AT is the change to kill at,
 from 1; KILL_AFTER how many seconds later, so that it can be in the middle of what is written; KILL_WHOM whom: stage,
-group (DVC and all it started) or dvc. KILL_NOTE is a file to name the change in before the kill. If that never comes,
-DVC is killed when it starts the next stage, with nothing in the note. KILL_COUNT is a directory to note the numbers of
-changes in, and a stage's seconds, when all is over.
+group (DVC and all it started) or dvc; KILL_SIGNAL by another signal than KILL. KILL_NOTE is a file to name the change
+in before the kill. If that never comes, DVC is killed when it starts the next stage, with nothing in the note.
+KILL_COUNT is a directory to note the numbers of changes in, and a stage's seconds, when all is over.
 """
 
 import atexit
@@ -47,10 +47,12 @@ def changed(event: str, args: tuple[Any, ...]) -> str:
 
 
 def kill(whom: str) -> None:
+    sent = signal.Signals[f"SIG{os.environ.get('KILL_SIGNAL', 'KILL')}"]
     if whom == "group":
-        os.killpg(0, signal.SIGKILL)
+        os.killpg(0, sent)
+        return
     of_parent = whom == "dvc" and not of_dvc  # a stage is a child of DVC's own
-    os.kill(os.getppid() if of_parent else os.getpid(), signal.SIGKILL)
+    os.kill(os.getppid() if of_parent else os.getpid(), sent)
 
 
 def strike(change: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import faults
 from benchmarks.faults import finish, forget, results, take_way_out
-from tests.conftest import ROOT, repro, run_command
+from tests.conftest import ROOT, repro, run_command, stages
 
 CHEAP = ("download", "format", "merge", "evaluate", "report")
 
@@ -25,6 +25,24 @@ def test_after_fifteen_kills_of_stages_and_of_dvc_the_next_run_ends_the_same(pro
     assert {row["stage"] for row in rows} == set(CHEAP)
     for name, values in (("whom", faults.VICTIMS), ("point", faults.POINTS), ("shell", faults.SHELLS)):
         assert {row[name] for row in rows} == set(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["0", "0.5"])
+@pytest.mark.parametrize("stage", stages(ROOT))
+def test_ctrl_c_in_any_stage_ends_in_one_line(project: Path, stage: str, after: str) -> None:
+    """A terminal sends it to the stage and to all that the stage started: at its first write, or a little later."""
+    where = {"KILL_STAGE": stage, "KILL_POINT": "write", "KILL_AT": "1", "KILL_AFTER": after}
+    strike = {"KILL_WHOM": "group", "KILL_SIGNAL": "INT", "PYTHONPATH": str(ROOT / "benchmarks/kill")}
+    command = stages(project)[stage]["cmd"].removeprefix("exec ")
+    unignored = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    done = run_command(project, f"setsid --wait python3 -c '{unignored}' {command}", **where, **strike)
+    if after == "0" or done.returncode:  # a quick stage is over before
+        assert done.stderr.splitlines()[-1:] == [f"{stage}: interrupted; run `dvc repro` to continue"]
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 1
 
 
 def way_out(project: Path) -> str:
