@@ -5,6 +5,7 @@ directory whose files have the manifest's sha256, or fails: an edit of it cannot
 it, and an edit of hub access retrains nothing.
 """
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,13 @@ def weights_directory(base: Path, verify: bool = True) -> Path:
     sizes are checked, for a stage that hashes each file itself while it reads it.
     """
     command = [sys.executable, "-m", "pipeline.models.weights", str(base), *([] if verify else ["--sizes"])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # at Ctrl-C this process ends it, and speaks
+    )
     if done.returncode:
         raise Fail(done.stdout.strip() or "the base's weights could not be read; the lines above say why")
     return Path(done.stdout.strip())

@@ -109,8 +109,6 @@ def explain(error: Exception) -> str:
 if __name__ == "__main__":
     try:
         run_converter(Path(sys.argv[1]), Path(sys.argv[2]), **json.load(sys.stdin))
-    except KeyboardInterrupt:  # the stage says what to do
-        sys.exit(1)
     except Exception as error:  # the converter raises many kinds
         sys.stdout.write(f"{explain(error)}\n")
         sys.exit(1)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,7 @@ def run_converter(model: Path, target: Path, options: dict[str, Any], source: st
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # at Ctrl-C this process ends it, and speaks
     )
     if done.returncode != 0:
         lines = done.stdout.strip().splitlines()

@@ -69,8 +69,6 @@ def main(base: Path, sizes_only: bool) -> None:
         directory = locate(base, manifest)
         if not sizes_only:
             verify(directory, manifest)
-    except KeyboardInterrupt:  # the stage says what to do
-        sys.exit(1)
     except (Fail, OSError) as error:
         sys.stdout.write(f"{error if isinstance(error, Fail) else disk_problem(error) or error}\n")
         sys.exit(1)
