@@ -20,7 +20,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.branches import commit, git, link_environment
-from tests.conftest import ROOT, output_of, repro, run_command, set_params, stages, yaml
+from tests.conftest import ROOT, output_of, repro, set_params, stages, yaml
 from tests.flows.conftest import GGUF, cached, contents, copy_of
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -211,8 +211,7 @@ def test_experiments_on_many_machines_survive_a_preemption_and_are_compared_at_h
     shutil.rmtree(tmp_path / "lost")
     for number, name in enumerate(("seed-1", "seed-2"), 1):
         script, values = job(team, tmp_path / name, bucket, name, f"train.seed={number} {steps}")
-        done = run_command(tmp_path, script, **values)
-        assert done.returncode == 0, done.stdout + done.stderr
+        output_of(tmp_path, 'bash -c "$SCRIPT"', SCRIPT=script, **values)
         shutil.rmtree(tmp_path / name)
 
     home = team.machine(tmp_path / "home")
