@@ -20,7 +20,8 @@ STAGES = {  # what each reads and writes, in words
     "evaluate": ("GGUF, test questions", "predictions and scores"),
     "reference": ("merged model, test questions", "predictions at 16 bits"),
     "baseline": ("base, all questions", "predictions and scores of the base, TF-IDF, majority"),
-    "report": ("predictions and metrics", "`metrics/compare.json`, pictures, `models/release/`"),
+    "generate": ("base, GGUF, test questions", "`data/answers.jsonl`: written answers of both models"),
+    "report": ("predictions, answers and metrics", "`metrics/compare.json`, pictures, `models/release/`"),
 }
 COSTS = {"wall_s": ",.0f", "peak_anon_gib": ".2f", "disk_gb": ".1f"}  # of a stage, as they are printed
 SPEEDS = {"vram_gib": ".2f", "prompt_tokens_per_s": ",.0f", "generated_tokens_per_s": ".1f"}

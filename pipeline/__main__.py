@@ -15,6 +15,7 @@ COMMANDS = {
     "import-table": ("import_table", "turn a CSV, TSV or XLSX table into question files"),
     "summary": ("summary", "show the result of the last run"),
     "plots": ("plots", "draw every plot on a page that needs no network"),
+    "browse": ("browse", "write a page of the test questions with every model's answers"),
     "sweep": ("sweep", "compare finished experiments: mean and spread over training seeds"),
     "lock": ("lock", "check that dvc.lock agrees with code, parameters and results"),
     "gate": ("gate", "fail if the tuned model is worse than the main branch's or its own base"),

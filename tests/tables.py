@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from pipeline.core.conclusion import Conclusion
 from pipeline.core.facts import QuestionFacts
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.params import read_section
@@ -17,6 +18,7 @@ from pipeline.core.rows import write_rows
 from pipeline.models import imatrix
 from pipeline.models.gguf_header import SYSTEM_PROMPT
 from pipeline.reporting.comparison import File, Quality, Subject
+from pipeline.scoring.answers import Answer
 from pipeline.scoring.base_protocol import Choice
 from pipeline.scoring.measures import wilson
 from pipeline.scoring.predictions import Prediction, write_predictions
@@ -54,12 +56,13 @@ DATA = {
     "test": {"questions": 500, "tokens_max": 777},
     "test_overlap": {"8_grams": 57, "13_grams": 3},
 }
+ANSWERS, CONCLUSIONS = "answers.jsonl", "conclusions.jsonl"
 CHOICE = Choice(
     chosen="lm_eval", questions=50, accuracy={"chat": wilson(25, 50, 0.95), "lm_eval": wilson(30, 50, 0.95)}
 )
 INPUTS = (
     *("metrics", "source.json", "facts.jsonl", "base", "adapter/training.json"),
-    *("medical-reasoner.gguf", "imatrix.gguf"),
+    *("medical-reasoner.gguf", "imatrix.gguf", ANSWERS, CONCLUSIONS),
 )
 OUTPUTS = ("metrics/compare.json", "metrics/curves", "metrics/pictures", "release")
 
@@ -167,6 +170,17 @@ def write_inputs(directory: Path) -> None:
     write_gguf(directory / "medical-reasoner.gguf")
     matrix = {"blk.0.attn_q.weight": imatrix.Entry(np.ones(4), 7)}
     imatrix.write(directory / "imatrix.gguf", matrix, 9)
+    pmids = [row.pmid for row in model(0.5, 1)]
+    write_rows(directory / CONCLUSIONS, (Conclusion(pmid=pmid, long_answer="Pain fell with it.") for pmid in pmids))
+    written = {"tuned": ("Yes. Pain fell with it.", True), "base": ("Pain fell, and", False)}
+    write_rows(
+        directory / ANSWERS,
+        (
+            Answer(model=name, pmid=pmid, text=text, tokens=6, ended=ended)
+            for name, (text, ended) in written.items()
+            for pmid in pmids
+        ),
+    )
 
 
 def make_report(directory: Path) -> dict[str, Any]:

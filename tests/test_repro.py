@@ -148,6 +148,7 @@ def test_a_pin_reaches_the_stages_whose_result_it_can_change(extra: str, finishe
         "pipeline/models/directory.py": "base merge quantize reference",
         "pipeline/simulated/trials.py": "download",
         "pipeline/sections/report.py": "report",
+        "pipeline/sections/generate.py": "generate",
         "pipeline/run.py": "",
         "pipeline/commands/ask.py": "",
         "models/adapter/training.json": "train merge report",
@@ -182,7 +183,7 @@ def test_a_parameter_of_evaluation_scores_both_models_again_and_trains_none(copy
 def test_a_training_parameter_leaves_data_base_and_baselines_alone_and_comes_back_from_the_cache(copy: Path) -> None:
     set_params(copy, "train", lora_alpha=32)
     after = repro(copy)
-    assert set(after) == {"train", "merge", "quantize", "evaluate", "reference", "report"}
+    assert set(after) == {"train", "merge", "quantize", "evaluate", "reference", "generate", "report"}
     set_params(copy, "train", lora_alpha=16)
     assert set(repro(copy)) <= {"merge"}  # the merged weights are not cached; all else comes from the run cache
 

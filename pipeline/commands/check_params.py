@@ -13,6 +13,7 @@ from pipeline.sections.base import BASE
 from pipeline.sections.download import DOWNLOAD
 from pipeline.sections.evaluate import Evaluate, Reference
 from pipeline.sections.format import Format
+from pipeline.sections.generate import Generate
 from pipeline.sections.quantize import Quantize
 from pipeline.sections.report import Report
 from pipeline.sections.train import Train
@@ -25,6 +26,7 @@ SECTIONS: dict[str, Any] = {
     "quantize": Quantize,
     "evaluate": Evaluate,
     "reference": Reference,
+    "generate": Generate,
     "report": Report,
 }
 

@@ -12,6 +12,10 @@ TUNED, MERGED, BASE = "tuned model", "tuned model at 16 bits", "untuned base"
 TFIDF, MAJORITY = "TF-IDF + logistic regression", "majority label"
 SMALL_SLICE = 30  # questions; under this, an accuracy says little
 SIMULATED = "The data are simulated: these numbers are not medical accuracy."
+OVERLAP = (
+    "ROUGE-L measures overlap with the words of the abstract's authors. Overlap is not correctness: a sentence that "
+    "says the opposite can differ in one word."
+)
 NO_RELEASE = "A rehearsal with random weights: these numbers mean nothing, and nothing is released."
 
 
@@ -65,6 +69,23 @@ class Slice(Figures):  # accuracy on some of the questions, with Wilson's interv
     accuracy: Interval
 
 
+class Written(Figures):
+    """The whole answers that a model wrote to the test questions; intervals are of the mean over questions."""
+
+    rouge_l: Interval  # against LONG_ANSWER
+    ended: float  # share that an end of turn ended, not the limit of tokens
+    whole: float  # share that in addition ends as a sentence does
+    tokens: float  # mean
+
+
+class Answers(Figures):
+    """Overlap with the authors' words, which is not correctness."""
+
+    tuned: Written
+    base: Written
+    tuned_minus_base: Interval  # of rouge_l, paired
+
+
 class File(Figures):
     bytes: int
     sha256: str
@@ -80,6 +101,7 @@ class Subject(Figures):
     base_protocol: Choice
     tfidf: Quality
     majority: Quality
+    answers: Answers | None = None  # None if `generate` is off
 
 
 class Comparison(Subject):

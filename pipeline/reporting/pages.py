@@ -9,12 +9,13 @@ DIRECTORY = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template; raises if it names a value that is not given."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """The text of a template; raises if it names a value that is not given. Values in HTML pages are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
         loader=FileSystemLoader(DIRECTORY),
         undefined=StrictUndefined,
+        autoescape=select_autoescape(["html.j2"], default=False),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

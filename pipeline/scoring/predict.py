@@ -3,8 +3,6 @@
 import json
 import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +12,8 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import read_rows
 from pipeline.core.labels import LABELS
 from pipeline.core.question import Question
-from pipeline.core.resume import CHECKPOINTS, run_key
+from pipeline.core.resume import run_key
+from pipeline.scoring.journal import journal
 from pipeline.scoring.predictions import Prediction, parse, write_predictions
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.scorer import Scorer, TooLong, decide
@@ -32,59 +31,21 @@ class Settings(NamedTuple):
     max_new_tokens: int  # of the greedy answer
 
 
-Asked = list[tuple[ProtocolName, Question]]  # in the order of asking
+Asked = tuple[ProtocolName, Question]
 
 
-def whole_rows(data: bytes, asked: Asked) -> tuple[list[Prediction], int]:
-    """The predictions at a journal's beginning that answer `asked`, in its order, and the bytes that they take."""
-    rows: list[Prediction] = []
-    end = 0
-    for line, (protocol, question) in zip(data.splitlines(keepends=True), asked, strict=False):
-        try:
-            row = parse([str(value) for value in json.loads(line)])
-        except (ValueError, TypeError):  # truncated by a kill, or zeros after a crash of the machine
-            break
-        if (row.protocol, row.pmid, row.label) != (protocol, question.pmid, question.label) or line[-1:] != b"\n":
-            break
-        rows.append(row)
-        end += len(line)
-    return rows, end
+def parse_line(line: bytes, asked: Asked) -> Prediction:
+    """The prediction in a line of the journal; raises ValueError or TypeError unless it answers `asked`."""
+    row = parse([str(value) for value in json.loads(line)])
+    protocol, question = asked
+    if (row.protocol, row.pmid, row.label) != (protocol, question.pmid, question.label):
+        raise ValueError("it answers another question")
+    return row
 
 
-@contextmanager
-def journal(
-    settings: Settings, inputs: list[Path], asked: Asked
-) -> Generator[tuple[list[Prediction], Callable[[Prediction], None]]]:
-    """The predictions that a killed run had written, and a function that adds one; removed if nothing is raised.
-
-    A question takes a second or more on a laptop, so a run may take hours.
-    """
-    path = CHECKPOINTS / f"{run_key(settings._asdict(), inputs, EXTRAS, os.environ.get('N_GPU_LAYERS', ''))}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(0)
-        rows, end = whole_rows(file.read(), asked)
-        file.truncate(end)
-
-        def keep(row: Prediction) -> None:
-            rows.append(row)
-            file.write(json.dumps(row.row()).encode() + b"\n")
-            file.flush()
-
-        try:
-            yield rows, keep
-        except BaseException:
-            if not rows:
-                forget(path)
-            raise
-        forget(path)
-
-
-def forget(path: Path) -> None:
-    """Remove a journal, and its directory if that is empty: train's checkpoints may be there too."""
-    path.unlink()
-    with suppress(OSError):
-        CHECKPOINTS.rmdir()
+def as_line(row: Prediction) -> str:
+    """The prediction as a line of the journal."""
+    return json.dumps(row.row())
 
 
 def predict_one(scorer: Scorer, name: ProtocolName, question: Question, max_new_tokens: int) -> tuple[Prediction, int]:
@@ -104,10 +65,14 @@ def predict(gguf: Path, test: Path, settings: Settings, predictions: Path) -> di
     Returns load time and speed. The journal is removed only when the table is written.
     """
     questions = read_rows(test, Question)
-    asked: Asked = [(name, row) for name in PROTOCOLS if name in settings.protocols for row in questions]
+    asked: list[Asked] = [(name, row) for name in PROTOCOLS if name in settings.protocols for row in questions]
     start = time.perf_counter()
     remedy = f"lower {settings.section}.n_ctx in params.yaml, set N_GPU_LAYERS lower, or run `dvc checkout {gguf}`"
-    with Scorer(gguf, settings.n_ctx, remedy) as scorer, journal(settings, [gguf, test], asked) as (rows, keep):
+    key = run_key(settings._asdict(), [gguf, test], EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
+    with (
+        Scorer(gguf, settings.n_ctx, remedy) as scorer,
+        journal(key, asked, parse_line, as_line) as (rows, keep),
+    ):
         loaded = time.perf_counter()
         resumed, tokens = len(rows), 0
         bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)

@@ -7,6 +7,7 @@ a label follows in a sequence of its own. A form of one token costs nothing beyo
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -130,6 +131,10 @@ class Scorer:
         length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
         return buffer.raw[:length]
 
+    def ends(self, token: int) -> bool:
+        """Whether generation stops at the token."""
+        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
+
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token, such as the end of a turn."""
         return bool(self.lib.llama_vocab_is_control(self.vocab, token))
@@ -190,14 +195,19 @@ class Scorer:
         if tokens > self.n_ctx:
             raise TooLong(tokens, self.n_ctx)
 
-    def log_probabilities(self, index: int) -> Floats:
-        """Natural-log probabilities of the next token, shape (n_vocab,), at a batch index (-1: the last)."""
+    def logits(self, index: int) -> Floats:
+        """The next token's logits, shape (n_vocab,), at a batch index (-1: the last); raises `Fail`."""
         pointer = self.lib.llama_get_logits_ith(self.context, index)
         logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).astype(np.float64)
         if not np.isfinite(logits).all():
             raise Fail(
                 "the model's logits are not finite; train with a lower train.learning_rate, or run `dvc checkout`"
             )
+        return logits
+
+    def log_probabilities(self, index: int) -> Floats:
+        """Natural-log probabilities of the next token, shape (n_vocab,), at a batch index."""
+        logits = self.logits(index)
         shifted = logits - logits.max()
         return shifted - np.log(np.exp(shifted).sum())
 
@@ -225,20 +235,28 @@ class Scorer:
             scores[label] = float(np.logaddexp.reduce(totals))
         return scores, first
 
+    def continuation(self, first: Floats, position: int, max_new_tokens: int) -> Iterator[int]:
+        """The greedy tokens after a prompt of `position` tokens; the last one may be an end of generation.
+
+        `first` are the first token's logits or log-probabilities. Raises `Fail`.
+        """
+        self.check_room(position + max_new_tokens - 1)
+        for count in range(max_new_tokens):
+            token = int((self.logits(0) if count else first).argmax())
+            yield token
+            if self.ends(token) or count == max_new_tokens - 1:
+                return
+            self.decode([token], [], position + count)
+
     def greedy(self, first: Floats, position: int, max_new_tokens: int) -> str:
         """The decision of the greedy answer after `score`, or UNPARSABLE; stops as soon as the decision is a word."""
-        self.check_room(position + max_new_tokens - 1)
-        text, log_probabilities = b"", first
-        for count in range(1, max_new_tokens + 1):
-            token = int(log_probabilities.argmax())
-            if self.lib.llama_vocab_is_eog(self.vocab, token):
+        text = b""
+        for token in self.continuation(first, position, max_new_tokens):
+            if self.ends(token):
                 break
             text += self.piece(token)
             if decision := parse_decision(text.decode(errors="replace"), finished=False):
                 return decision
-            if count < max_new_tokens:
-                self.decode([token], [], position + count - 1)
-                log_probabilities = self.log_probabilities(0)
         return parse_decision(text.decode(errors="replace"), finished=True) or UNPARSABLE
 
 

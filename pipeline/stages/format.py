@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.core.conclusion import Conclusion
 from pipeline.core.dataset import read_dataset
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
@@ -185,7 +186,7 @@ def statistics(records: Sequence[Record], examples: Sequence[Example]) -> dict[s
 
 
 def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: Path, token_lengths: Path) -> None:
-    """Write the examples, questions, facts and system prompt into FORMATTED, and the statistics of the data."""
+    """Write what the stages after it read into FORMATTED, and the statistics of the data."""
     params = load_params("format", Format)
     source = read_as(Source, raw / "source.json")
     files = raw / "ori_pqal.json", raw / "test_ground_truth.json"
@@ -210,6 +211,8 @@ def main(raw: Path, base: Path, formatted: Path, metrics: Path, label_balance: P
         questions = (as_question(pmid, records[pmid], params.system_prompt) for pmid in pmids[asked])
         write_rows(formatted / f"{name}.jsonl", questions)
     write_rows(formatted / "test_facts.jsonl", (facts_of(pmid, records[pmid]) for pmid in pmids["test"]))
+    conclusions = (Conclusion(pmid=pmid, long_answer=records[pmid].long_answer) for pmid in pmids["test"])
+    write_rows(formatted / "conclusions.jsonl", conclusions)
     with writing(formatted / "system_prompt.txt") as partial:
         partial.write_text(params.system_prompt, encoding="utf-8")
     figures: dict[str, Any] = {name: statistics(by_split[name], examples[name]) for name in SPLITS}

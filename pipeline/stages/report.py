@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from pipeline.core.conclusion import Conclusion
 from pipeline.core.facts import QuestionFacts
 from pipeline.core.files import read_as, read_rows, sha256
 from pipeline.core.outputs import write_json, writing
@@ -16,10 +17,12 @@ from pipeline.core.source import Source
 from pipeline.models.gguf_header import read_header
 from pipeline.models.manifest import read_manifest
 from pipeline.models.training import Training
+from pipeline.reporting.answers import measured_answers
 from pipeline.reporting.compare import compare
 from pipeline.reporting.comparison import NO_RELEASE, File, Quality, Subject
 from pipeline.reporting.plots import make_curves, make_pictures, png, write_curves, write_svgs
 from pipeline.reporting.release import Facts, Splits, write_release
+from pipeline.scoring.answers import read_answers
 from pipeline.scoring.base_protocol import Choice
 from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import read_predictions
@@ -35,13 +38,23 @@ class Baselines(BaseModel):  # what is read of metrics/baseline.json
 
 
 def main(
-    metrics: Path, source: Path, facts: Path, base: Path, training: Path, gguf: Path, matrix: Path, release: Path
+    metrics: Path,
+    source: Path,
+    facts: Path,
+    base: Path,
+    training: Path,
+    gguf: Path,
+    matrix: Path,
+    answers: Path,
+    conclusions: Path,
+    release: Path,
 ) -> None:
     """Write METRICS/compare.json, METRICS/curves (CSV files), METRICS/pictures (SVG files) and RELEASE.
 
     METRICS also has the inputs: predictions of base, tuned and merged model, baseline.json, format.json and
     train_log.csv. SOURCE says where the data come from, FACTS what the test questions are like, the directory BASE what
-    the base is, TRAINING how it was tuned, and MATRIX is the importance matrix that GGUF was quantized with.
+    the base is, TRAINING how it was tuned, and MATRIX is the importance matrix that GGUF was quantized with. ANSWERS
+    are the written ones of both models, CONCLUSIONS the authors' to compare them with.
     """
     params, questions = load_params("report", Report), read_header(matrix).metadata["imatrix.chunk_count"]
     origin, manifest = read_as(Source, source), read_manifest(base)
@@ -51,6 +64,7 @@ def main(
         rehearsal=manifest.repo_id.startswith(REHEARSAL),
         gguf=File(bytes=gguf.stat().st_size, sha256=sha256(gguf)),
         **dict(read_as(Baselines, metrics / "baseline.json")),
+        answers=measured_answers(read_answers(answers), read_rows(conclusions, Conclusion), params),
     )
     of_base, of_tuned, of_merged = (
         read_predictions(metrics / "predictions" / name) for name in ("base.csv", "tuned.csv", "merged.csv")

@@ -103,7 +103,7 @@ def test_3_another_quantization_merges_again_and_trains_nothing(team: Team, tmp_
     clone = team.machine(tmp_path / "clone")
     set_params(clone, "quantize", quant_type="Q8_0")
     output_of(clone, "dvc pull", **CREDENTIALS)
-    assert sorted(repro(clone)) == ["baseline", "evaluate", "merge", "quantize", "report"]
+    assert sorted(repro(clone)) == ["baseline", "evaluate", "generate", "merge", "quantize", "report"]
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_4_and_6_another_training_parameter_makes_a_pull_request_to_compare(team
     git(clone, "switch", "--quiet", "--create", "slower")
     set_params(clone, "train", learning_rate=1e-4)
     ran = repro(clone, *PULLING, **CREDENTIALS)
-    assert sorted(ran) == ["evaluate", "merge", "quantize", "reference", "report", "train"]
+    assert sorted(ran) == ["evaluate", "generate", "merge", "quantize", "reference", "report", "train"]
     fetched = team.fetched()
     assert fetched == team.inputs(clone, *ran)
     assert {"data/formatted/train.jsonl", "models/base/tokenizer.json"} <= fetched

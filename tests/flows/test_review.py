@@ -27,7 +27,12 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("path", "old", "new", "stale"),
     [
-        ("params.yaml", "lora_alpha: 16", "lora_alpha: 32", "train, merge, quantize, evaluate, reference, report"),
+        (
+            "params.yaml",
+            "lora_alpha: 16",
+            "lora_alpha: 32",
+            "train, merge, quantize, evaluate, reference, generate, report",
+        ),
         ("metrics/baseline.json", '"majority"', '"most"', "baseline, report"),
         ("pipeline/stages/report.py", "def main(", "# a comment\ndef main(", "report"),
     ],

@@ -115,7 +115,7 @@ def test_a_real_tokenizer_goes_through_every_stage_or_is_refused_by_the_first(
     run(started, "base", "format", "train", "merge", "quantize")
     check_what_ships(started, model)
     if in_pieces:  # the untuned base is converted from the directory of its weights
-        run(started, "baseline", "evaluate", "reference")
+        run(started, "baseline", "evaluate", "reference", "generate")
 
 
 @pytest.mark.parametrize("wrong", ["llama-bpe", "qwen2", "smollm"])

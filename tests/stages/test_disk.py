@@ -38,7 +38,19 @@ list | xargs sha256sum | cmp - /dev/shm/before.$$
 rm /dev/shm/before.$$
 exit $status
 """
-STAGES = ("download", "base", "format", "train", "merge", "quantize", "evaluate", "reference", "baseline", "report")
+STAGES = (
+    "download",
+    "base",
+    "format",
+    "train",
+    "merge",
+    "quantize",
+    "evaluate",
+    "reference",
+    "baseline",
+    "generate",
+    "report",
+)
 LONG = {  # KiB of free disk that end in the middle of what a stage writes at length on micro
     "download": 40,  # the questions
     "format": 40,  # the test questions
@@ -49,7 +61,7 @@ LONG = {  # KiB of free disk that end in the middle of what a stage writes at le
 }
 CASES = [(stage, free, "") for stage in STAGES for free in ("0", "8", "read-only")]
 CASES += [(stage, str(free), "") for stage, free in LONG.items()]
-CASES += [(stage, "900", "models.converter") for stage in ("quantize", "reference", "baseline")]
+CASES += [(stage, "900", "models.converter") for stage in ("quantize", "reference", "baseline", "generate")]
 
 
 @pytest.mark.skipif(not can_run("unshare -rm"), reason="this machine allows no mount namespace")

@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.files import sha256
+from pipeline.core.files import read_rows, sha256
 from pipeline.core.labels import LABELS
 from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.scoring.answers import Answer
 from pipeline.scoring.predictions import UNPARSABLE
-from pipeline.scoring.protocols import PROTOCOLS
-from pipeline.scoring.scorer import Scorer
+from pipeline.scoring.protocols import PROTOCOLS, chat
+from pipeline.scoring.scorer import Scorer, parse_decision
 from tests.conftest import ROOT, stages, yaml
 from tests.stages.helpers import TINY_BASE, call, examples, numbers, questions, table, tensors
 
 CONFIGURATION = {"chat_template.jinja", "config.json", "generation_config.json", "manifest.json"}
 CONFIGURATION |= {"tokenizer.json", "tokenizer_config.json"}
 FILES = {
+    "data": {"answers.jsonl"},
     "data/raw": {"ori_pqal.json", "source.json", "test_ground_truth.json"},
     "data/formatted": {
-        f"{name}.jsonl" for name in ("test", "test_facts", "train", "validation", "validation_questions")
+        f"{name}.jsonl" for name in ("conclusions", "test", "test_facts", "train", "validation", "validation_questions")
     }
     | {"system_prompt.txt"},
     "models/base": CONFIGURATION,
@@ -34,7 +36,10 @@ FILES = {
     "models": {"imatrix.gguf", "medical-reasoner.gguf"},
 }
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-MEASURING = {"evaluate", "reference", "baseline", "report"}
+MEASURING = {"evaluate", "reference", "baseline", "generate", "report"}
+
+
+CONCLUSIONS = "data/formatted/conclusions.jsonl"
 
 
 def written(stage: dict[str, Any]) -> set[str]:
@@ -76,13 +81,15 @@ def test_the_splits_are_disjoint_and_the_test_is_the_list_of_the_data(micro: Pat
 
 def test_only_measuring_stages_read_test_questions_or_what_was_answered() -> None:
     graph = stages(ROOT)
-    answers = {"data/formatted/test.jsonl", "data/formatted/test_facts.jsonl"}.union(
+    answers = {"data/formatted/test.jsonl", "data/formatted/test_facts.jsonl", CONCLUSIONS}.union(
         *(written(graph[stage]) for stage in MEASURING)
     )
     for stage in graph.keys() - MEASURING:
         for dep in graph[stage]["deps"]:  # nor a directory that one of them lies in
             assert [path for path in answers if Path(path).is_relative_to(dep)] == [], (stage, dep)
         assert "test.jsonl" not in graph[stage]["cmd"]
+    # LONG_ANSWER of a test question reaches no stage that asks a model.
+    assert [stage for stage in graph if CONCLUSIONS in graph[stage]["deps"]] == ["report"]
 
 
 @pytest.mark.slow
@@ -255,6 +262,52 @@ def test_a_protocol_is_asked_only_if_its_parameter_names_it_and_the_reference_ca
     compared = numbers(project / "metrics" / "compare.json")
     assert compared["tuned"]["protocols"].keys() == {"question_only"}
     assert not [name for name in compared if "merged" in name]
+
+
+def written_answers(project: Path, model: str) -> dict[str, Answer]:
+    rows = read_rows(project / "data/answers.jsonl", Answer)
+    assert len(rows) == 80
+    return {row.pmid: row for row in rows if row.model == model}
+
+
+@pytest.mark.parametrize("model", ["tuned", "base"])
+def test_each_model_writes_an_answer_to_each_question_that_begins_as_it_was_measured(micro: Path, model: str) -> None:
+    found = written_answers(micro, model)
+    rows = [row for row in table(micro / f"metrics/predictions/{model}.csv") if row["protocol"] == "chat"]
+    assert list(found) == [row["pmid"] for row in rows]
+    limit = yaml.load((micro / "params.yaml").read_text())["generate"]["max_new_tokens"]
+    for row in rows:
+        answer = found[row["pmid"]]
+        if row["greedy"] != UNPARSABLE:
+            assert parse_decision(answer.text, finished=True) == row["greedy"]
+        assert answer.tokens < limit if answer.ended else answer.tokens == limit
+
+
+def test_a_written_answer_is_the_likeliest_token_after_all_before_it(micro: Path, scorer: Scorer) -> None:
+    for question, answer in list(zip(questions(micro), written_answers(micro, "tuned").values(), strict=True))[:3]:
+        tokens, said = scorer.tokenize(scorer.template.prompt(chat(question))), b""
+        for _ in range(answer.tokens):
+            _, first = scorer.score(tokens, {})
+            tokens.append(int(first.argmax()))
+            said += scorer.piece(tokens[-1])
+        assert said.decode(errors="replace").strip() == answer.text
+
+
+def test_written_answers_can_be_off_and_the_report_does_without(project: Path) -> None:
+    (project / "models" / "medical-reasoner.gguf").rename(project / "kept.gguf")
+    assert call(project, "generate", enabled=False) == ""
+    assert (project / "data/answers.jsonl").read_bytes() == b""
+    (project / "kept.gguf").rename(project / "models" / "medical-reasoner.gguf")
+    assert numbers(project / "metrics" / "compare.json")["answers"].keys() == {"tuned", "base", "tuned_minus_base"}
+    assert call(project, "report") == ""
+    assert "answers" not in numbers(project / "metrics" / "compare.json")
+    assert "ROUGE" not in (project / "models/release/README.md").read_text()
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_before_the_first_is_written(project: Path) -> None:
+    sentence = call(project, "generate", n_ctx=64)
+    assert re.fullmatch(r"generate: PMID \d+: .* raise generate\.n_ctx in params\.yaml to \d+ or more.*", sentence)
+    assert not (project / ".checkpoints").exists()
 
 
 def test_the_reference_is_the_merged_model_at_16_bits(micro: Path, wide: Path) -> None:

@@ -1,6 +1,7 @@
 """The journal of a run of questions: a killed run loses none of them, and another run gets none of its rows."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.core.question import Question
-from pipeline.core.resume import CHECKPOINTS
-from pipeline.scoring.predict import Settings, journal, whole_rows
+from pipeline.core.resume import CHECKPOINTS, run_key
+from pipeline.scoring.journal import journal, whole_rows
+from pipeline.scoring.predict import EXTRAS, Settings, as_line, parse_line
 from pipeline.scoring.predictions import Prediction
 from tests.conftest import ROOT
 
@@ -36,9 +38,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(path.name)
 
 
+def opened(settings: Settings = SETTINGS) -> Any:
+    """The journal as `predict` opens it."""
+    key = run_key(settings._asdict(), INPUTS, EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
+    return journal(key, ASKED, parse_line, as_line)
+
+
 def run(rows: list[Prediction], error: type[BaseException] = KeyboardInterrupt) -> list[Prediction]:
     """A run that ends after these rows with an error; the rows that it began with."""
-    with pytest.raises(error), journal(SETTINGS, INPUTS, ASKED) as (found, keep):  # noqa: PT012  # half way
+    with pytest.raises(error), opened() as (found, keep):  # noqa: PT012  # half way
         began = found.copy()
         for row in rows:
             keep(row)
@@ -47,12 +55,12 @@ def run(rows: list[Prediction], error: type[BaseException] = KeyboardInterrupt) 
 
 
 def whole_run(settings: Settings = SETTINGS) -> list[Prediction]:
-    with journal(settings, INPUTS, ASKED) as (rows, _):
+    with opened(settings) as (rows, _):
         return rows.copy()
 
 
 def test_a_row_is_on_the_disk_as_soon_as_it_is_kept():
-    with journal(SETTINGS, INPUTS, ASKED) as (_, keep):
+    with opened() as (_, keep):
         for number, row in enumerate(ROWS, 1):
             keep(row)
             assert next(CHECKPOINTS.iterdir()).read_bytes() == b"".join(LINES[:number])
@@ -70,7 +78,7 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_kept():
     ],
 )
 def test_whole_rows_are_those_before_the_first_that_is_cut_or_answers_another_question(cut: bytes):
-    assert whole_rows(LINES[0] + LINES[1] + cut, ASKED) == (ROWS[:2], len(LINES[0] + LINES[1]))
+    assert whole_rows(LINES[0] + LINES[1] + cut, ASKED, parse_line) == (ROWS[:2], len(LINES[0] + LINES[1]))
 
 
 def test_the_next_run_goes_on_after_the_last_whole_row():

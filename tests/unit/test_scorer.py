@@ -63,7 +63,7 @@ class Told(Scorer):
         assert not tails
         self.fed += [(token, start + i) for i, token in enumerate(tokens)]
 
-    def log_probabilities(self, index: int) -> Any:
+    def logits(self, index: int) -> Any:
         assert index == 0
         return self.after(self.fed[-1][0] + 1)
 
