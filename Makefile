@@ -48,6 +48,9 @@ push: .venv/ready  ## push the run to your own remote (docs/remotes.md)
 release-run: .venv/ready  ## keep the run in dvc.lock in git, for `dvc pull` on a fresh clone
 	.venv/bin/python -m pipeline release-run
 
+publish: .venv/ready  ## list what would go to REPO=owner/name on the Hugging Face hub; with PUBLISH=1, upload it
+	@.venv/bin/python -m pipeline publish '$(REPO)' $(if $(PUBLISH),--upload)
+
 rehearsal: .venv/ready  ## run PROFILE on random weights: its VRAM, disk and time, before the real download
 	.venv/bin/python -m benchmarks.rehearsal --profile profiles/$(or $(PROFILE),llama3-8b-t4).yaml \
 		$(addprefix --tokenizer ,$(TOKENIZER)) $(addprefix --pubmedqa ,$(PUBMEDQA)) $(ARGS)
@@ -74,4 +77,4 @@ constraints:  ## resolve package versions again in a new .venv, and write constr
 .venv/ready: pyproject.toml constraints.txt $(wildcard setup/*)
 	@setup/install.sh
 
-.PHONY: help repro test test-all check plots push release-run rehearsal first-run lock gate comment setup constraints
+.PHONY: help repro test test-all check plots push publish release-run rehearsal first-run lock gate comment setup constraints

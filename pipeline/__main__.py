@@ -10,6 +10,8 @@ from pipeline.run import ENVIRONMENT
 COMMANDS = {
     "plan": ("plan", "say what the parameters need in disk, memory and VRAM, before a download"),
     "ask": ("ask", "ask the GGUF a question about an abstract"),
+    "serve": ("serve", "serve the GGUF to programs by OpenAI's protocol"),
+    "publish": ("publish", "upload the GGUF and its model card to the Hugging Face hub"),
     "check-params": ("check_params", "check that params.yaml is valid and that a run can begin here"),
     "check-data": ("check_data", "list every problem of a question file"),
     "import-table": ("import_table", "turn a CSV, TSV or XLSX table into question files"),

@@ -1,9 +1,10 @@
 """A web server for tests: plain files, faults on demand, and as much of the Hugging Face hub's protocol as is used.
 
 Model repositories answer under /<repo>/resolve/<commit>/<file>, /api/models/<repo>/revision/<commit> (with `blobs`) and
-/api/models/<repo>/tree/<commit>.
+/api/models/<repo>/tree/<commit>. Uploads are those of huggingface_hub without Xet: one commit, large files by Git LFS.
 """
 
+import base64
 import hashlib
 import json
 import sys
@@ -37,11 +38,46 @@ class Server:
     url: str
     answers: dict[str, list[Answer]] = field(default_factory=dict[str, list[Answer]])
     requests: list[str] = field(default_factory=list[str])  # paths
+    objects: dict[str, bytes] = field(default_factory=dict[str, bytes])  # uploaded by Git LFS, by sha256
+    committed: dict[str, bytes] = field(default_factory=dict[str, bytes])  # files of the last commit
 
     def answer(self, path: str) -> Answer:
         self.requests.append(path)
         queue = self.answers.get(path, [Answer(404)])
         return queue.pop(0) if len(queue) > 1 else queue[0]
+
+    def take(self, path: str, body: bytes) -> Answer:
+        """Answer a POST or PUT as the hub does, unless the test has an answer for its path."""
+        if path in self.answers:
+            return self.answer(path)
+        self.requests.append(path)
+        if path.startswith("/lfs/"):
+            self.objects[path.removeprefix("/lfs/")] = body
+            return Answer()
+        lines: list[Any] = [json.loads(line) for line in body.splitlines()]
+        told: dict[str, Any] = {}
+        if path == "/api/repos/create":
+            told["url"] = f"{self.url}/{lines[0]['organization']}/{lines[0]['name']}"
+        elif "/preupload/" in path:
+            told["files"] = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith((".gguf", ".png")) else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in lines[0]["files"]
+            ]
+        elif path.endswith("/info/lfs/objects/batch"):
+            told["objects"] = [
+                {**wanted, "actions": {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}"}}}
+                for wanted in lines[0]["objects"]
+            ]
+        elif "/commit/" in path:
+            told |= {"commitUrl": f"{self.url}{path.removeprefix('/api/models')}/{COMMIT}", "commitOid": COMMIT}
+            for kind, file in ((line["key"], line["value"]) for line in lines[1:]):
+                body = base64.b64decode(file["content"]) if kind == "file" else self.objects[file["oid"]]
+                self.committed[file["path"]] = body
+        return Answer(body=json.dumps(told).encode(), headers={"Content-Type": "application/json"})
 
     def count(self, path: str) -> int:
         """How often `path` was asked for."""
@@ -82,8 +118,19 @@ def serve() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def body(self) -> bytes:
+            if self.headers["Transfer-Encoding"] != "chunked":
+                return self.rfile.read(int(self.headers["Content-Length"] or 0))
+            read = b""
+            while size := int(self.rfile.readline(), 16):
+                read += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return read
+
         def do_GET(self) -> None:  # http.server's name
-            answer = server.answer(unquote(urlsplit(self.path).path))
+            path = unquote(urlsplit(self.path).path)
+            answer = server.take(path, self.body()) if self.command in ("POST", "PUT") else server.answer(path)
             if answer.reset:
                 self.close_connection = True
                 return
@@ -91,14 +138,14 @@ def serve() -> Iterator[Server]:
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(answer.body[: answer.sent])
             if answer.sent is not None:
                 self.wfile.flush()
                 Event().wait(answer.stall)  # tests replace time.sleep
                 self.close_connection = True
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

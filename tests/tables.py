@@ -52,8 +52,10 @@ SOURCE = {
     "test_ground_truth": "test_ground_truth.json",
 }
 DATA = {
-    "train": {"questions": 450},
-    "test": {"questions": 500, "tokens_max": 777},
+    "chat_date": "2024-07-26",
+    "train": {"questions": 450, "yes": 248, "no": 152, "maybe": 50},
+    "validation": {"questions": 50, "yes": 28, "no": 17, "maybe": 5},
+    "test": {"questions": 500, "yes": 276, "no": 169, "maybe": 55, "tokens_max": 777},
     "test_overlap": {"8_grams": 57, "13_grams": 3},
 }
 ANSWERS, CONCLUSIONS = "answers.jsonl", "conclusions.jsonl"
@@ -109,6 +111,8 @@ def write_gguf(path: Path, **changes: Any) -> None:
     writer.add_name(changes.get("name", "medical-reasoner"))
     if "licence" in changes:
         writer.add_license_name(changes["licence"])
+        writer.add_license_link("https://llama.meta.com/llama3/license")
+    writer.add_size_label("8B")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
     writer.add_context_length(8192)
     writer.add_embedding_length(4096)

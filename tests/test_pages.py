@@ -85,8 +85,8 @@ def test_the_sections_on_the_page_of_bases_are_ones_that_base_takes() -> None:
     assert {BASE.validate_python(values).source for values in found} == {"hub", "local"}
 
 
-def test_the_client_of_readme_asks_in_the_words_of_the_prompt() -> None:
-    (example,) = [block.text for block in blocks("python", "README.md")]
+def test_the_documented_client_asks_in_the_words_of_the_prompt() -> None:
+    example = blocks("python", "docs/serve.md")[0].text
     assignments = [node for node in ast.parse(example).body if isinstance(node, ast.Assign)]
     names, found = {"system", "question", "user", "messages"}, dict[str, Any]()
     exec("\n".join(ast.unparse(node) for node in assignments if ast.unparse(node.targets[0]) in names), {}, found)

@@ -52,8 +52,9 @@ def cost(commit: str) -> list[Row]:
     ):
         path = Path("metrics", f"{name}.json")
         here, main = (json.loads(text or "{}") for text in (path.read_text(encoding="utf-8"), at(commit, path)))
-        if (value := value_at(here, key)) is not None:
-            rows.append(Row(title, value_at(main, key), value, form=form))
+        value, before = value_at(here, key), value_at(main, key)
+        if value or before:  # a training without a GPU has no VRAM
+            rows.append(Row(title, before, value or 0, form=form))
     return rows
 
 
@@ -65,14 +66,14 @@ def value_at(figures: dict[str, Any], key: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def dvc_diff(kind: str, revision: str) -> str:
-    """The Markdown table of `dvc params diff` or `dvc metrics diff` against a revision."""
+def dvc_diff(kind: str, revision: str) -> list[str]:
+    """The lines of the Markdown table of `dvc params diff` or `dvc metrics diff`; none if nothing differs."""
     command = [sys.executable, "-m", "dvc", kind, "diff", "--md", revision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Fail(f"`dvc {kind} diff {revision}` failed ({done.stderr.strip().splitlines()[-1]}); run it by itself")
     header, rule, *rows = done.stdout.strip().splitlines() or ["", ""]
-    return "\n".join([header, rule, *sorted(rows)]) if rows else "None."
+    return [header, rule, *sorted(rows)] if rows else []
 
 
 def main(revision: str, pictures: str = "metrics/pictures") -> None:

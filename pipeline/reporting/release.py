@@ -1,8 +1,9 @@
-"""What is released beside the GGUF: model card, RUN.md, Ollama Modelfile, LM Studio preset, licences.
+"""What is released beside the GGUF: model card, RUN.md, files for Ollama and LM Studio, licences.
 
 Every figure comes from the metrics and every other fact from the artifacts; the words are in `templates`.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,14 @@ PAGES = {
     "Modelfile": "release/modelfile.j2",
     "medical-reasoner.preset.json": "release/preset.json.j2",
 }
+SUMS = "SHA256SUMS"
+SAMPLING = {"temperature": 0, "repeat_penalty": 1}  # greedy, as it was measured
 
 
 class Splits(BaseModel):  # what the card quotes of metrics/format.json
+    chat_date: str
+    train: dict[str, float]
+    validation: dict[str, float]
     test: dict[str, float]
     test_overlap: dict[str, int]
 
@@ -64,10 +70,28 @@ class Facts(NamedTuple):
         return self.metadata.get(LICENCE) == LLAMA_3_LICENCE
 
     @property
-    def licence(self) -> str:
-        """The hub's name of the licence; `other` for a user's own data, whose licence is not known here."""
-        mit = self.manifest.source == "tiny" and self.source.licence
-        return "llama3" if self.is_llama_3 else "mit" if mit else "other"
+    def english(self) -> bool:
+        """Whether the questions are known to be in English."""
+        return self.source.simulated or bool(self.source.dataset)
+
+    def licence(self, base: Path) -> dict[str, Any]:
+        """The hub's keys for the licence; none where the base's or the data's are not known here.
+
+        The directory `base` has the terms of the base, if there are any.
+        """
+        if self.is_llama_3:
+            link = "LICENSE" if (base / "LICENSE").is_file() else self.metadata["general.license.link"]
+            return {"license": "llama3", "license_name": "llama3", "license_link": link}
+        if self.manifest.source == "hub":
+            link = f"https://huggingface.co/{self.manifest.repo_id}"
+            return {"license": "other", "license_name": "see-base-model", "license_link": link}
+        return {"license": "mit"} if self.manifest.source == "tiny" and self.source.licence else {}
+
+
+def public_name(header: Header) -> str:
+    """A GGUF's name where it is published, such as Llama-3-medical-reasoner-8B-Q4_K_M.gguf."""
+    name, size = header.metadata["general.name"], header.metadata["general.size_label"]
+    return "-".join([*(part for part in name.split("-") if part != size), size, header.file_type]) + ".gguf"
 
 
 def has_llama_3_turns(chat_template: str) -> bool:
@@ -84,7 +108,7 @@ def has_llama_3_turns(chat_template: str) -> bool:
     return found == "<|start_header_id|>".join(["", *texts, "assistant<|end_header_id|>\n\n"])
 
 
-def front_matter(facts: Facts) -> str:
+def front_matter(facts: Facts, base: Path) -> str:
     """The card's metadata as YAML (https://github.com/huggingface/hub-docs, modelcard.md), results included."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -105,9 +129,12 @@ def front_matter(facts: Facts) -> str:
         for metric, value in (("accuracy", scores.accuracy.value), ("f1", scores.macro_f1))
     ]
     return ModelCardData(
-        language="en",
-        license=facts.licence,
+        language="en" if facts.english else None,
+        **facts.licence(base),
+        library_name="gguf",
         base_model=facts.manifest.repo_id or None,
+        base_model_relation="finetune" if facts.manifest.repo_id else None,
+        quantized_by="medical-reasoner",
         datasets=[source.dataset] if source.dataset else None,
         metrics=["accuracy", "f1"],
         pipeline_tag="text-generation",
@@ -127,9 +154,16 @@ def write_release(directory: Path, facts: Facts, base: Path) -> None:
         "quant_type": facts.header.file_type,
         "llama_3_turns": has_llama_3_turns(facts.metadata["tokenizer.chat_template"]),
         "question": user("YOUR QUESTION", "THE ABSTRACT"),
-        "front_matter": front_matter(facts),
+        "front_matter": front_matter(facts, base),
+        "sampling": SAMPLING,
+        "public_name": public_name(facts.header),
     }
-    pages = {**PAGES, "NOTICE": "release/notice.j2"} if facts.is_llama_3 else PAGES
+    pages = PAGES | ({"NOTICE": "release/notice.j2"} if facts.is_llama_3 else {})
+    # `ollama run hf.co/...` reads template, system and params (https://huggingface.co/docs/hub/ollama).
+    pages |= {"template": "release/template.j2"} if values["llama_3_turns"] else {}
+    (directory / "system").write_text(values["system_prompt"], encoding="utf-8")
+    (directory / "params").write_text(f"{json.dumps(SAMPLING)}\n", encoding="utf-8")
+    (directory / SUMS).write_text(f"{facts.comparison.gguf.sha256}  ../{facts.file}\n", encoding="utf-8")
     for name, template in pages.items():
         (directory / name).write_text(render(template, **values), encoding="utf-8")
     for path in (path for pattern in TERMS for path in base.glob(pattern)):

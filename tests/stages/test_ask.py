@@ -231,14 +231,13 @@ def test_a_truncated_file_and_one_of_another_maker_are_refused(shipped: Path, tm
 
 @pytest.fixture(scope="module")
 def client(shipped: Path) -> Iterator[Any]:
-    """A client of llama-cpp-python's server with the options that README gives it, on a free port."""
+    """A client of the server, on a free port."""
     from openai import APIConnectionError, OpenAI
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--model", str(shipped), "--host", "127.0.0.1", "--port", str(port), "--n_ctx", "2048"]
-    command = [sys.executable, "-m", "llama_cpp.server", *options, "--interrupt_requests", "false"]
+    command = [sys.executable, "-m", "pipeline", "serve", "--gguf", str(shipped), "--port", str(port)]
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         while server.poll() is None:
@@ -285,3 +284,27 @@ def test_clients_that_stream_at_the_same_time_all_get_their_answer(client: Any, 
         together = threads.map(lambda question: said(client, scorer, system, question, stream=True)[0], asked)
     assert list(together) == alone
     assert all(alone)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_too_long_gets_the_same_error_whole_and_in_a_stream(client: Any, stream: bool) -> None:
+    from openai import APIError
+
+    too_long = [{"role": "user", "content": "pain " * 4000}]
+    with pytest.raises(APIError, match="maximum context length is 2048 tokens") as error:
+        list(client.chat.completions.create(model="any", messages=too_long, stream=stream))
+    assert error.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_the_first_token_are_those_that_are_scored(
+    client: Any, scorer: Scorer, system: str, stream: bool
+) -> None:
+    settings: Any = {"messages": messages(system, QUESTION, ABSTRACT), "temperature": 0, "max_tokens": 1}
+    answer = client.chat.completions.create(model="any", **settings, logprobs=True, top_logprobs=5, stream=stream)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    (first,) = next(choice.logprobs.content for choice in choices if choice.logprobs)
+    expected = scorer.score(*ask.encode(scorer, system, QUESTION, ABSTRACT))[1]
+    best = np.argsort(expected)[::-1][:5]
+    assert [found.logprob for found in first.top_logprobs] == pytest.approx(expected[best].tolist(), abs=1e-3)
+    assert first.top_logprobs[0].token.encode() == scorer.piece(int(best[0]))

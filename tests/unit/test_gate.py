@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from pipeline.commands import comment, gate
 from pipeline.commands.gate import COMPARISON, judge
@@ -18,7 +19,7 @@ from pipeline.reporting.compare import compare
 from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import write_predictions
 from tests.branches import TUNED, commit, git, repository, table, write
-from tests.conftest import set_params
+from tests.conftest import ROOT, set_params
 from tests.tables import CHOICE, REPORT, SUBJECT, facts
 
 BASE_TABLE = table(range(100))
@@ -245,6 +246,26 @@ def test_the_comment_starts_with_the_gate_and_holds_what_a_reviewer_needs(
     assert "tuned.accuracy.value" in folded
     assert "| numeric results in the abstract | absent | 40 |" in folded
     assert text.count("<details>") == text.count("</details>")
+
+
+def test_github_would_draw_the_comments_tables_and_folds(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_params(project, "train", lora_alpha=32)
+    write(project, table(range(4, 38)), BASE_TABLE)
+    page = MarkdownIt().enable("table").render(commented(capsys))
+    assert page.count("<table>") == 3  # figures, parameters, all metrics
+    assert page.count("<details>") == page.count("</details>") == 3
+    assert page.count("<img ") == 3
+    assert "&lt;" not in page
+    assert not re.search(r"<p>[^<]*\|", page)  # the row of a table that was none
+
+
+def test_many_parameters_are_folded(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "params.yaml").write_text((ROOT / "profiles/llama3-8b.yaml").read_text())
+    set_params(project, "report", confidence=0.95)
+    write(project, table(range(4, 38)), BASE_TABLE)
+    above = commented(capsys).split("<details>")[0]
+    assert "train.lora" not in above
+    assert len(above.splitlines()) < 40
 
 
 def test_the_comment_on_a_refused_change_says_so_first(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revis
 PUBMEDQA = {**SOURCE, "simulated": False, "name": "PQA-L", "dataset": "qiaojin/PubMedQA", "licence": "MIT (data)"}
 OWN = {**SOURCE, "simulated": False, "name": "own questions", "licence": ""}
 PICTURES = {f"{name}.png" for name in ("accuracy", "confusion", "reliability", "right_label", "risk_coverage")}
-PAGES = {"README.md", "RUN.md", "Modelfile", "medical-reasoner.preset.json"}
+PAGES = {"README.md", "RUN.md", "Modelfile", "medical-reasoner.preset.json", "SHA256SUMS", "system", "params"}
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -83,7 +83,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_the_release_holds_its_pages_and_every_picture_that_the_card_shows(simulated: Made) -> None:
-    assert simulated.names() == PAGES | PICTURES | {"imatrix.gguf"}
+    assert simulated.names() == PAGES | PICTURES | {"imatrix.gguf", "template"}
     assert set(re.findall(r"!\[.*\]\((.*)\)", simulated.page())) == PICTURES
     assert all((simulated.release / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
 
@@ -102,8 +102,12 @@ def test_results_in_the_metadata_are_the_metrics(simulated: Made) -> None:
 
 def test_the_metadata_names_base_data_and_licence(simulated: Made, llama_3: Made, own: Made) -> None:
     cards = [made.card() for made in (simulated, llama_3, own)]
-    assert [card.license for card in cards] == ["mit", "llama3", "other"]
+    assert [card.license for card in cards] == ["mit", "llama3", None]  # nothing of the user's own data is known
+    assert [card.license_link for card in cards] == [None, "LICENSE", None]
     assert [card.base_model for card in cards] == [None, HUB["repo_id"], None]
+    assert [card.to_dict().get("base_model_relation") for card in cards] == [None, "finetune", None]
+    assert [card.language for card in cards] == ["en", "en", None]
+    assert {(card.library_name, card.to_dict()["quantized_by"]) for card in cards} == {("gguf", "medical-reasoner")}
     assert [card.datasets for card in cards] == [None, ["qiaojin/PubMedQA"], None]
     assert ["simulated-data" in (card.tags or []) for card in cards] == [True, False, False]
 
@@ -121,7 +125,20 @@ def test_the_card_says_what_it_is_not_for_and_how_good_it_is(simulated: Made) ->
         assert f"{simulated.figures[name]['outside_labels']:.1%}" in simulated.section("Results")
     assert f"{tuned['protocols']['question_only']['accuracy']['value']:.1%}" in simulated.section("Results")
     assert f"sha256 `{sha256(simulated.directory / 'medical-reasoner.gguf')}`" in simulated.section("File")
-    assert f"{DATA['test_overlap']['8_grams']} share eight words" in simulated.section("Limits")
+    assert f"{DATA['test_overlap']['8_grams']} share eight words" in simulated.section("Data")
+    assert "| training | weights | 450 | 248 | 152 | 50 |" in simulated.section("Data")
+    assert "`medical-reasoner-8B-Q4_K_M.gguf`" in simulated.section("File")
+
+
+def test_the_cards_sections_are_in_the_order_of_tripod_llm(simulated: Made) -> None:
+    titles = re.findall(r"^## (.*)$", simulated.page(), re.MULTILINE)
+    assert titles[:6] == ["Intended use", "Data", "Training", "Evaluation", "Results", "Limits"]
+
+
+def test_a_base_under_its_own_licence_is_linked(tmp_path: Path) -> None:
+    card = Made(tmp_path, source=OWN, base__manifest={**HUB, "repo_id": "someone/base"}).card()
+    assert (card.license, card.license_name) == ("other", "see-base-model")
+    assert card.license_link == "https://huggingface.co/someone/base"
 
 
 def test_the_card_says_how_it_was_trained_and_on_which_modules(simulated: Made) -> None:
@@ -145,7 +162,7 @@ def test_the_card_says_what_the_file_needs(simulated: Made) -> None:
 
 
 def test_a_llama_3_is_named_and_licensed_as_its_terms_require(llama_3: Made) -> None:
-    assert llama_3.names() == PAGES | PICTURES | {"imatrix.gguf", "NOTICE", "LICENSE", "USE_POLICY.md"}
+    assert llama_3.names() == PAGES | PICTURES | {"imatrix.gguf", "template", "NOTICE", "LICENSE", "USE_POLICY.md"}
     assert "Meta Llama 3 Community License, Copyright © Meta Platforms, Inc." in llama_3.page("NOTICE")
     assert llama_3.page("LICENSE") == "the licence"
     assert "simulated" not in llama_3.page().lower()
@@ -167,6 +184,8 @@ def test_ollama_and_lm_studio_generate_as_it_was_measured(simulated: Made) -> No
     assert "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n" in modelfile
     assert modelfile.endswith('SYSTEM """Be brief."""\n')
     preset = json.loads(simulated.page("medical-reasoner.preset.json"))
+    assert json.loads(simulated.page("params")) == {"temperature": 0, "repeat_penalty": 1}
+    assert simulated.page("system") == "Be brief."
     fields = {field["key"].rpartition(".")[2]: field["value"] for field in preset["operation"]["fields"]}
     assert fields == {"systemPrompt": "Be brief.", "temperature": 0, "repeatPenalty": {"checked": False, "value": 1}}
 
@@ -176,7 +195,9 @@ def test_only_llama_3s_turns_get_llama_3s_go_template(simulated: Made, own: Made
     assert turns
     assert turns.startswith("{{- if .System }}<|start_header_id|>system<|end_header_id|>\n\n{{ .System }}")
     assert turns.endswith("{{- end }}<|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert simulated.page("template") == turns  # of `ollama run hf.co/...`
     assert own.turns() is None
+    assert own.names() == PAGES | PICTURES | {"imatrix.gguf"}
     assert has_llama_3_turns(CHAT_TEMPLATE.replace("{% for", "{# a comment #}{% for", 1))
     assert not has_llama_3_turns(CHAT_TEMPLATE.replace("<|eot_id|>", "<|eot_id|>\n"))
 
