@@ -1,8 +1,9 @@
 """Kill the micro profile's run at seeded moments, and compare what it ends with to an uninterrupted run.
 
 `python -m benchmarks.faults` runs `dvc repro` with SIGKILLs in every stage, and in DVC while it writes what a stage
-left, until everything has run. Two thirds of the kills fall on a write or rename. The tests have the other faults: full
-disk, damaged files and downloads, locks, no memory, no network.
+left, until everything has run. Two thirds of the kills fall on a write or rename. `python -m
+benchmarks.bad_inputs` has bad input; the tests have the other faults: full disk, damaged files and downloads, locks, no
+memory, no network.
 """
 
 import argparse
