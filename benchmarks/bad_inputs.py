@@ -341,7 +341,8 @@ def main() -> None:
         "faults.bad_inputs": (sum(row[0] for row in counts.values()), ""),
         "faults.bad_inputs_refused_cleanly": (sum(row[1] for row in counts.values()), ""),
     }
-    command = f"python -m benchmarks.bad_inputs --draws {options.draws} --seed {options.seed} --kinds {' '.join(options.kinds)}"
+    kinds = " ".join(options.kinds)
+    command = f"python -m benchmarks.bad_inputs --draws {options.draws} --seed {options.seed} --kinds {kinds}"
     record(figures, command, LOGS / "bad_inputs.log", text="\n".join([*table, *unclean]))
     sys.exit(bool(unclean))
 
