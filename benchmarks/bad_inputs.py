@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from benchmarks.faults import prepare
@@ -46,7 +46,7 @@ from tests.unit.test_bad_inputs import RECORDS, TRUTH, changed, damaged, yaml_te
 from tests.unit.test_examine import REFUSED
 from tests.unit.test_import_table import LINE, frame, rows
 from tests.unit.test_params import MICRO
-from tests.unit.test_sections import SECTIONS, draws, load
+from tests.unit.test_sections import SECTIONS, draws, lenient, load
 
 Files = dict[str, bytes]
 SECONDS = 600  # a command that takes longer is not refused cleanly
@@ -70,13 +70,7 @@ def sample(strategy: st.SearchStrategy[Any], number: int, start: int) -> list[An
     found: list[Any] = []
 
     @seed(start)
-    @settings(
-        max_examples=number,
-        phases=[Phase.generate],
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=number, phases=[Phase.generate], **lenient)
     @given(strategy)
     def keep(value: Any) -> None:
         found.append(value)
