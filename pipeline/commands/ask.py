@@ -30,7 +30,7 @@ METRICS = Path("metrics")
 N_CTX = 4096  # tokens, if the model supports as many; half a gigabyte for an 8-billion-parameter Llama 3
 MAX_NEW_TOKENS = 256  # of the answer: the longest in PubMedQA has 161 of Llama 3's
 SURE = 2 / 3  # of the labels' probability: below it, the odds for the decision are under two to one
-MEASURED = "Only the decision was measured, on English questions, and never the conclusion. Not for clinical use."
+MEASURED = "Only the decision was judged, on English questions; the conclusion was not. Not for clinical use."
 ON_TOPIC = 1 / 2  # of all probability: below it, the model would rather begin with another word than the labels
 
 # Words that begin a question, or a clause of one. On PubMedQA's 1,000 questions the check below has no false alarm.
