@@ -51,6 +51,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:  # while imports run; `run_command` has its own
-        from pipeline.commands import INTERRUPTED
-
-        sys.exit(f"{sys.argv[1]}: {INTERRUPTED}")
+        sys.exit(f"{sys.argv[1]}: interrupted; run the same command again")

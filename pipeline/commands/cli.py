@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-from pipeline.commands import INTERRUPTED
 from pipeline.core.errors import Fail, disk_problem
 
 
@@ -20,7 +19,7 @@ def run_command(name: str, main: Callable[..., Any], arguments: list[str]) -> No
         try:
             main(*args, **options)
         except KeyboardInterrupt:  # typer would print 'Aborted!', which names no command
-            sys.exit(f"{name}: {INTERRUPTED}")
+            sys.exit(f"{name}: interrupted; run the same command again")
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(help=main.__globals__["__doc__"])(interruptible)
