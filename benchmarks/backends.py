@@ -25,7 +25,8 @@ from pipeline.core.example import Example
 from pipeline.core.files import read_rows
 from pipeline.models.base_weights import weights_directory
 from pipeline.sections.train import Train
-from pipeline.stages.train import build_trainer, check_backend, quantized_lora, reset_peak_memory, step_recorder
+from pipeline.training.lora import check_backend, quantized_lora
+from pipeline.training.trainer import build_trainer, reset_peak_memory, step_recorder
 
 
 def measure(params: Train, model: Any, tokenizer: Any, train: list[Example], warm_up: int) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def measure(params: Train, model: Any, tokenizer: Any, train: list[Example], war
 
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(params, model, tokenizer, train, train[:1], Path(work))
-        trainer.add_callback(step_recorder())
+        trainer.add_callback(step_recorder(params.section))
         reset_peak_memory()
         trainer.train()
     history = [row for row in trainer.state.log_history if "loss" in row]

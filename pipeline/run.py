@@ -9,15 +9,20 @@ import errno
 import fcntl
 import importlib
 import inspect
+import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 VENV_PYTHON = Path(__file__).parent.parent / ".venv" / "bin" / "python3"
 PR_SET_PDEATHSIG = 1  # prctl(2); the setting survives execv
+LAUNCHER = "LAUNCHER_PID"  # in the environment of a training process: pipeline.training.processes
+TRAINING = {"train"}  # stages
 LOCK_SECONDS = 10  # what a killed run left behind is gone by then
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -31,8 +36,21 @@ def die_with_parent() -> None:
     """Let the kernel kill this process when DVC dies, so that no stage runs beside the next `dvc repro`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getsid(os.getppid()) != os.getsid(0):  # DVC died before the call: init, of another session, is the parent
+        parent = os.getppid()
+        # The parent died before the call: another process, and init is of another session, is the parent now.
+        if parent != int(os.environ[LAUNCHER]) if LAUNCHER in os.environ else os.getsid(parent) != os.getsid(0):
             sys.exit(1)
+
+
+def show_cards() -> None:
+    """Let torch see as many cards as GPUS says, one by default: with two, transformers trains under DataParallel."""
+    given = os.environ.get("GPUS", "")
+    count = int(given) if re.fullmatch("[1-9][0-9]{0,2}", given) else 1  # the stage refuses what is no number
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = map(str, range(count)) if shown is None else shown.split(",")[:count]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # a cluster may set them, and torch would wait for the others
+        os.environ.pop(name, None)
 
 
 def use_venv() -> None:
@@ -82,6 +100,10 @@ def run_stage(stage: str, arguments: list[str]) -> None:
         main(*map(Path, arguments))
     except Exception as error:
         sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
+        if LAUNCHER in os.environ:  # the process that started this one says what went wrong
+            about = {"message": sentence or traceback.format_exc(), "timestamp": str(int(time.time()))}
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(about), encoding="utf-8")
+            sys.exit(1)
         if sentence is None:
             raise
         sys.exit(f"{stage}: {sentence}")
@@ -89,8 +111,9 @@ def run_stage(stage: str, arguments: list[str]) -> None:
 
 def start(argv: list[str]) -> None:
     """Prepare this process, then run the stage that `argv` names."""
-    under_dvc = "DVC_STAGE" in os.environ
-    if under_dvc:
+    with_others = LAUNCHER in os.environ
+    under_dvc = "DVC_STAGE" in os.environ and not with_others  # DVC's own process
+    if under_dvc or with_others:
         die_with_parent()
     use_venv()
     for name, value in ENVIRONMENT.items():
@@ -99,6 +122,8 @@ def start(argv: list[str]) -> None:
     if not argv or argv[0] not in stages:
         sys.exit(f"usage: python -m pipeline.run STAGE PATHS...; the stages are {', '.join(stages)}")
     stage, *arguments = argv
+    if stage in TRAINING and not with_others:
+        show_cards()
     if under_dvc:
         if not lock_directory():
             sys.exit(

@@ -1,6 +1,7 @@
 """Reading files that the pipeline wrote. Every error names file and line, and never quotes a question's text."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ def read_text(path: Path) -> str:
         raise Fail(f"{path}, byte {error.start}: not valid UTF-8; run `dvc checkout` or `dvc repro`") from None
 
 
-def parse(model: type[Model], text: str, place: str) -> Model:
+def parse(model: type[Model], text: str | bytes, place: str) -> Model:
     """JSON `text` as `model`; raises `Fail` naming `place` and the first field that is wrong."""
     try:
         return TypeAdapter(model).validate_json(text)
@@ -41,6 +42,16 @@ def read_rows(path: Path, model: type[Row]) -> list[Row]:
     """The rows of a JSON Lines file; raises `Fail` if there is none."""
     lines = read_text(path).removesuffix("\n").split("\n")
     return [parse(model, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def iterate_rows(path: Path, model: type[Row]) -> Iterator[Row]:
+    """The rows of a JSON Lines file that may not fit into memory, one after the other; raises `Fail`."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield parse(model, line, f"{path}, line {number}")
+    except FileNotFoundError:
+        raise Fail(f"{path} is missing; run `dvc repro`") from None
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Section `train`: names and meanings of transformers' TrainingArguments, PEFT's LoraConfig, BitsAndBytesConfig."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -23,6 +23,8 @@ def layer_names(names: list[str]) -> list[str]:
 
 class Train(Section):
     """How the adapter is trained."""
+
+    section: ClassVar[str] = "train"
 
     backend: Literal["trl", "unsloth"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]  # numpy's bounds

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import run_command, run_stage, set_params, stages
 from tests.stages.helpers import TINY_BASE, examples, numbers, table, tensors
@@ -22,7 +23,8 @@ from pipeline.core.example import Example
 from pipeline.core.files import read_rows
 from pipeline.core.params import load_params
 from pipeline.sections.train import Train
-from pipeline.stages.train import build_trainer, check_backend, quantized_lora
+from pipeline.training.lora import check_backend, quantized_lora
+from pipeline.training.trainer import build_trainer
 params = load_params("train", Train)
 check_backend(params)
 rows = read_rows(Path("data/formatted/train.jsonl"), Example)[:4]
@@ -99,6 +101,21 @@ def test_the_adapters_of_both_backends_agree(project: Path) -> None:
         norms.append(sum(float((b @ a).norm()) ** 2 for b, a in pairs) ** 0.5)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert norms[1] == pytest.approx(norms[0], rel=0.25)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+def test_two_cards_train_as_one_whether_visible_or_used(project: Path) -> None:
+    """In float32, to 0.1 % of each loss. DataParallel would double the examples and the logged loss."""
+    choose(project, "trl", dtype="float32", optim="adamw_torch", gradient_accumulation_steps=2, max_steps=10)
+    losses: list[list[float]] = []
+    for environment in ({"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"GPUS": "2"}):
+        done = run_command(project, stages(project)["train"]["cmd"], **environment)
+        assert done.returncode == 0, done.stderr
+        losses.append([float(row["loss"]) for row in table(project / "metrics" / "train_log.csv")])
+        used = numbers(project / "metrics" / "train_resources.json")["processes"]
+        assert used == int(environment.get("GPUS", 1))
+    assert losses[1] == losses[0]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 999])

@@ -34,7 +34,8 @@ def scorer(shipped: Path) -> Iterator[Scorer]:
 @pytest.fixture(scope="session")
 def trainer(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`train`'s own trainer before its first step, on five of the micro profile's examples."""
-    from pipeline.stages.train import build_trainer, quantized_lora
+    from pipeline.training.lora import quantized_lora
+    from pipeline.training.trainer import build_trainer
 
     params = Train.model_validate(yaml.load((micro / "params.yaml").read_text())["train"])
     model, tokenizer = quantized_lora(params, micro / TINY_BASE)

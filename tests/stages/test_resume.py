@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.core.errors import Fail
 from pipeline.core.resume import CHECKPOINTS
-from pipeline.stages.train import COMPLETE, digests, last_checkpoint, memory_errors
+from pipeline.training.checkpoints import COMPLETE, digests, last_checkpoint
+from pipeline.training.trainer import memory_errors
 from tests.conftest import run_stage, set_params
 from tests.stages.helpers import call, change_json, numbers, start, writable_copy
 
@@ -141,6 +142,8 @@ def test_running_out_of_memory_names_the_parameters_to_lower(where: str) -> None
             torch.empty(1 << 60, dtype=torch.uint8)  # what torch itself raises
         raise torch.OutOfMemoryError("CUDA out of memory.") if where == "a card" else MemoryError
 
-    words = r"out of memory.*per_device_train_batch_size.*gradient_accumulation_steps.*gradient_checkpointing.*train\.r"
-    with pytest.raises(Fail, match=words), memory_errors():
+    words = (
+        r"out of memory.*train\.per_device_train_batch_size.*gradient_accumulation_steps.*gradient_checkpointing.* r$"
+    )
+    with pytest.raises(Fail, match=words), memory_errors("train"):
         fail()

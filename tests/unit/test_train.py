@@ -11,24 +11,18 @@ import torch
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
 from pipeline.sections.train import Train
-from pipeline.stages.train import (
-    check_backend,
-    check_lengths,
-    check_loss,
-    check_modules,
-    columns,
-    save_steps,
-    throughput,
-    unsloth_lora,
-)
+from pipeline.training.checkpoints import save_steps
+from pipeline.training.fit import check_lengths
+from pipeline.training.lora import check_backend, check_modules, unsloth_lora
+from pipeline.training.trainer import check_loss, columns, throughput
 from tests.conftest import ROOT, yaml
 
 PROJECTIONS = [f"{letter}_proj" for letter in "q k v o gate up down".split()]
 LAYERS = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1) for name in PROJECTIONS} | {"norm": torch.nn.LayerNorm(1)})
 
 
-def params() -> Train:
-    return Train.model_validate(yaml.load((ROOT / "profiles/llama3-8b-t4.yaml").read_text())["train"])
+def params(**changes: Any) -> Train:
+    return Train.model_validate(yaml.load((ROOT / "profiles/llama3-8b-t4.yaml").read_text())["train"] | changes)
 
 
 def example(pmid: int, length: int, prompt: int = 1) -> Example:
@@ -60,15 +54,15 @@ def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_co
 
 @pytest.mark.parametrize(("names", "wrong"), [(["q_proj", "k_prj"], "k_prj"), (["proj"], "proj"), (["norm"], "norm")])
 def test_a_layer_that_the_base_has_not_is_refused(names: list[str], wrong: str):
-    check_modules(LAYERS, ["q_proj", "down_proj"])
+    check_modules(LAYERS, params(target_modules=["q_proj", "down_proj"]))
     with pytest.raises(Fail, match=rf"train\.target_modules: .* {wrong}; it has .*q_proj"):
-        check_modules(LAYERS, names)
+        check_modules(LAYERS, params(target_modules=names))
 
 
 def test_an_example_that_is_too_long_is_refused_by_pmid_and_parameter():
-    check_lengths([example(1, 5), example(2, 10)], 10)
+    assert check_lengths([example(1, 5), example(2, 10)], params(max_length=10)) == 2
     with pytest.raises(Fail, match=r"train\.max_length: 2 .* more than 10 .*longest 12, PMID 2.*raise it to 12"):
-        check_lengths([example(1, 11), example(2, 12), example(3, 10)], 10)
+        check_lengths([example(1, 11), example(2, 12), example(3, 10)], params(max_length=10))
 
 
 def test_the_loss_is_on_the_answers_tokens_alone():
@@ -77,9 +71,9 @@ def test_the_loss_is_on_the_answers_tokens_alone():
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_refused(loss: float):
-    check_loss(2.5, "step 1")
+    check_loss(2.5, "step 1", "train")
     with pytest.raises(Fail, match=rf"the loss at step 2 is {loss}; lower train\.learning_rate"):
-        check_loss(loss, "step 2")
+        check_loss(loss, "step 2", "train")
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "many", "²"])
