@@ -1,6 +1,5 @@
 """Two processes with gloo, on a CPU, train as one does: the same steps, and nothing is left of a killed run."""
 
-import json
 import os
 import shutil
 import signal
@@ -125,4 +124,3 @@ def test_a_process_that_is_killed_ends_the_others(two: tuple[Path, list[str]]) -
 def test_several_cards_are_refused_where_they_are_not(project: Path) -> None:
     done = run_command(project, stages(project)["train"]["cmd"], GPUS="2", CUDA_VISIBLE_DEVICES="")
     refused(done, "GPUS=2", "train.gradient_accumulation_steps", "torch finds 0 of 2 cards")
-    assert json.loads((project / "metrics" / "train_resources.json").read_text())["processes"] == 1
