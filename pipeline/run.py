@@ -100,7 +100,7 @@ def run_stage(stage: str, arguments: list[str]) -> None:
         main(*map(Path, arguments))
     except Exception as error:
         sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
-        if LAUNCHER in os.environ:  # the process that started this one says what went wrong
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # the process that started this one says what went wrong
             about = {"message": sentence or traceback.format_exc(), "timestamp": str(int(time.time()))}
             Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(about), encoding="utf-8")
             sys.exit(1)

@@ -85,8 +85,11 @@ def launch(cards: int) -> None:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         first, failure = error.get_first_failure()
-        if failure.error_file_data["message"] != "<NONE>":
-            raise Fail(failure.message) from None
+        if not (text := failure.message).startswith("Traceback") and failure.error_file_data["message"] != "<NONE>":
+            raise Fail(text) from None
         ends = [path.read_text("utf-8", "replace")[-2000:] for path in logs.rglob(f"{first}/std*.log")]
-        sys.stderr.write("".join(ends))
-        raise Fail(f"training process {first} ended ({failure.message.strip()}); run `dvc repro` to continue") from None
+        sys.stderr.write("".join([*ends, text, "\n"]))
+        raise Fail(
+            f"training process {first} ended with status {failure.exitcode}, the lines above say why; run `dvc repro` "
+            "to continue"
+        ) from None

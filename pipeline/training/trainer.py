@@ -76,6 +76,8 @@ def arguments(params: Train, work: Path) -> Any:
     )
     if config.n_gpu > 1:  # transformers would train under DataParallel: twice the examples a step on two cards
         config._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
+    if config.use_cpu:  # with several processes it is cpu:0, to which torch cannot load a checkpoint
+        config.__dict__["_setup_devices"] = torch.device("cpu")
     return config
 
 

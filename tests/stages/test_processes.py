@@ -118,7 +118,7 @@ def test_a_process_that_is_killed_ends_the_others(two: tuple[Path, list[str]]) -
     second()[0].send_signal(signal.SIGKILL)
     _, printed = process.communicate()
     assert process.returncode == 1
-    assert "training process 1 ended (Signal 9 (SIGKILL)" in printed.splitlines()[-1]
+    assert "train: training process 1 ended with status -9" in printed.splitlines()[-1]
 
 
 def test_several_cards_are_refused_where_they_are_not(project: Path) -> None:
