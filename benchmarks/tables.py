@@ -14,6 +14,11 @@ STAGES = {  # what each reads and writes, in words
     "download": ("a mirror, HTTPS, or the simulator", "`data/raw/`"),
     "base": ("the hub, a directory, or the shipped tiny Llama", "`models/base/`"),
     "format": ("`data/raw/`, the base's tokenizer", "`data/formatted/`, statistics"),
+    "artificial": (
+        "PQA-A from the hub, test questions; nothing without a first phase",
+        "`data/artificial.jsonl`, what was left out",
+    ),
+    "pretrain": ("artificial examples, base", "`models/pretrained/`, loss and memory logs"),
     "train": ("training and validation examples, base", "`models/adapter/`, loss and memory logs"),
     "merge": ("base, adapter", "`models/merged/`"),
     "quantize": ("merged model", "`models/medical-reasoner.gguf`"),

@@ -22,7 +22,7 @@ from pathlib import Path
 VENV_PYTHON = Path(__file__).parent.parent / ".venv" / "bin" / "python3"
 PR_SET_PDEATHSIG = 1  # prctl(2); the setting survives execv
 LAUNCHER = "LAUNCHER_PID"  # in the environment of a training process: pipeline.training.processes
-TRAINING = {"train"}  # stages
+TRAINING = {"pretrain", "train"}  # stages
 LOCK_SECONDS = 10  # what a killed run left behind is gone by then
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -1,7 +1,8 @@
 """A web server for tests: plain files, faults on demand, and as much of the Hugging Face hub's protocol as is used.
 
 Model repositories answer under /<repo>/resolve/<commit>/<file>, /api/models/<repo>/revision/<commit> (with `blobs`) and
-/api/models/<repo>/tree/<commit>. Uploads are those of huggingface_hub without Xet: one commit, large files by Git LFS.
+/api/models/<repo>/tree/<commit>; a data set's files under /datasets/<repo>/resolve/<commit>/<file>. Uploads are those
+of huggingface_hub without Xet: one commit, large files by Git LFS.
 """
 
 import base64
@@ -98,6 +99,11 @@ class Server:
         info = {"id": repo_id, "sha": COMMIT, "private": False, "gated": False, "tags": [], "siblings": described}
         self.add_json(f"/api/models/{repo_id}/revision/{COMMIT}", info)
         self.add_json(f"/api/models/{repo_id}/tree/{COMMIT}", described)
+
+    def add_data_set(self, repo_id: str, name: str, body: bytes) -> None:
+        """Serve a file of a data set at COMMIT as an LFS file."""
+        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        self.answers[f"/datasets/{repo_id}/resolve/{COMMIT}/{name}"] = [Answer(200, body, headers)]
 
     def add_json(self, path: str, value: Any) -> None:
         self.answers[path] = [Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})]

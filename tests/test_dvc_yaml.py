@@ -20,6 +20,7 @@ from ruamel.yaml.tokens import AliasToken, AnchorToken
 from pipeline.core.params import Section, load_params
 from pipeline.sections.base import BASE
 from pipeline.sections.download import DOWNLOAD
+from pipeline.sections.pretrain import PRETRAIN
 from tests.conftest import ROOT, yaml
 from tools.dependencies import CODE, closure, dependencies, imports, source
 
@@ -28,7 +29,7 @@ STAGES: dict[str, dict[str, Any]] = DESCRIBED["stages"]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 SECTIONS = {path.stem for path in (ROOT / "pipeline/sections").glob("[a-z]*.py")}
-UNIONS = {"base": BASE, "download": DOWNLOAD}  # sections whose model depends on `source`
+UNIONS = {"base": BASE, "download": DOWNLOAD, "pretrain": PRETRAIN}  # sections whose model depends on `source`
 EXTRAS = "project.optional-dependencies."
 
 every_stage = pytest.mark.parametrize("stage", STAGES)
@@ -105,7 +106,7 @@ def test_the_stage_base_depends_on_the_shipped_weights() -> None:
 
 
 def test_the_shared_code_that_train_reaches_is_under_400_lines_since_an_edit_of_it_retrains() -> None:
-    others = [closure(f"pipeline.stages.{stage}") for stage in STAGES if stage != "train"]
+    others = [closure(f"pipeline.stages.{stage}") for stage in STAGES if stage not in ("pretrain", "train")]
     shared = closure("pipeline.stages.train") - {"pipeline.sections.train"} & set[str]().union(*others)
     assert len(shared) >= 10
     paths = filter(None, map(source, shared))
@@ -123,6 +124,18 @@ def test_the_launcher_imports_only_the_standard_library_before_the_stage() -> No
     names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
+def test_pretrain_lists_nothing_of_train_but_code_so_that_a_change_of_train_never_reruns_it() -> None:
+    assert "train" not in sections_listed("pretrain")
+    assert not {"models/adapter", "data/formatted/train.jsonl"} & set(STAGES["pretrain"]["deps"])
+    assert "pipeline/stages/train.py" not in STAGES["pretrain"]["deps"]
+    assert "models/pretrained" in STAGES["train"]["deps"]
+
+
+def test_one_profile_has_a_first_phase() -> None:
+    with_phase = [path.stem for path in PROFILES if yaml.load(path)["pretrain"]["source"] != "none"]
+    assert with_phase == ["llama3-8b-pqa-a"]
 
 
 def test_no_stage_imports_a_heavy_package_before_it_needs_it() -> None:
@@ -236,10 +249,8 @@ def test_extras_cover_the_packages_that_a_stage_imports(stage: str) -> None:
 @every_stage
 def test_a_stage_lists_extras_that_exist(stage: str) -> None:
     assert extras_listed(stage) <= PROJECT["optional-dependencies"].keys()
-    assert stage in extras_listed(stage) or stage in (
-        "reference",
-        "generate",
-    )  # they run what evaluate and quantize run
+    # Three run what others run: evaluate and quantize, or train.
+    assert stage in extras_listed(stage) or stage in ("reference", "generate", "pretrain")
 
 
 def test_an_extra_pins_one_exact_version_and_two_extras_never_differ() -> None:

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.sections.pretrain import Pretrain
 from pipeline.sections.train import Train
 
 
@@ -10,11 +11,12 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    params: Train
+    params: Pretrain | Train
     modules: list[str]  # names of the layers that have LoRA matrices in the adapter, such as q_proj
     packages: dict[str, str]  # package -> version, of those that can change the result
     training_examples: int
     validation_examples: int
+    pretraining: "Training | None" = None  # the phase before this one
 
     @property
     def examples_per_step(self) -> int:

@@ -7,7 +7,6 @@ and 8 GPT-3's lower bound (Brown et al. 2020, appendix C, https://arxiv.org/abs/
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,10 @@ from pipeline.core.params import load_params
 from pipeline.core.record import Record
 from pipeline.core.rows import write_rows
 from pipeline.core.source import Source
-from pipeline.models.chat import DATE, ChatTemplate, as_data, control_tokens, read_template
+from pipeline.models.chat import DATE, control_tokens, read_template
 from pipeline.models.encoder import Encoder
-from pipeline.scoring.protocols import abstract_of, answer, as_question, evidence, messages
+from pipeline.scoring.examples import as_example, ngrams, without_control_tokens
+from pipeline.scoring.protocols import as_question
 from pipeline.sections.evaluate import Evaluate
 from pipeline.sections.format import Format
 from pipeline.sections.train import Train
@@ -87,45 +87,11 @@ def draw_groups(records: dict[str, Record], counts: Mapping[str, int], rng: rand
     return drawn
 
 
-def without_control_tokens(record: Record, control: list[str]) -> Record:
-    """The record with texts in which no tokenizer finds one of the `control` tokens."""
-    return record.model_copy(
-        update={
-            "question": as_data(record.question, control),
-            "long_answer": as_data(record.long_answer, control),
-            "contexts": [as_data(text, control) for text in record.contexts],
-            "labels": [as_data(text, control) for text in record.labels],
-        }
-    )
-
-
-def ngrams(record: Record, n: int) -> set[tuple[str, ...]]:
-    """The word n-grams of a record's question, abstract and conclusion, lower-cased, without punctuation."""
-    words = re.findall(r"\w+", " ".join([record.question, *record.contexts, record.long_answer]).lower())
-    return set(zip(*(words[i:] for i in range(n)), strict=False))
-
-
 def overlap(test: list[Record], train: list[Record], n: int) -> int:
     """The number of test records that share a word n-gram with a training record."""
-    seen = set[tuple[str, ...]]().union(*(ngrams(record, n) for record in train))
-    return sum(not seen.isdisjoint(ngrams(record, n)) for record in test)
-
-
-def as_example(pmid: str, record: Record, system_prompt: str, template: ChatTemplate, encoder: Encoder) -> Example:
-    """The record in the base's chat template, as token ids."""
-    abstract = abstract_of(record)
-    chat = template.render(messages(system_prompt, record.question, abstract), answer(record))
-    try:
-        input_ids, prompt_tokens = encoder.example(chat)
-    except Fail as error:
-        raise Fail(f"PMID {pmid}: {error}") from None
-    return Example(
-        pmid=pmid,
-        label=record.final_decision,
-        text=evidence(record.question, abstract),
-        input_ids=input_ids,
-        prompt_tokens=prompt_tokens,
-    )
+    parts, of_test = ([[row.question, *row.contexts, row.long_answer] for row in rows] for rows in (train, test))
+    seen = set[tuple[str, ...]]().union(*(ngrams(texts, n) for texts in parts))
+    return sum(not seen.isdisjoint(ngrams(texts, n)) for texts in of_test)
 
 
 def context_length(base: Path) -> int | None:

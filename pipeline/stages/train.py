@@ -1,8 +1,9 @@
-"""Train: examples and a base -> a LoRA adapter."""
+"""Train: examples and a base, or the adapter of `pretrain` on it -> a LoRA adapter."""
 
 from pathlib import Path
 
 from pipeline.core.params import load_params
+from pipeline.models.manifest import ADAPTER
 from pipeline.sections.train import Train
 from pipeline.training.fit import fit
 
@@ -11,6 +12,7 @@ def main(
     train: Path,
     validation: Path,
     base: Path,
+    pretrained: Path,
     adapter: Path,
     metrics: Path,
     log: Path,
@@ -18,4 +20,5 @@ def main(
     resources: Path,
 ) -> None:
     """Write ADAPTER; METRICS, LOG and MEMORY_LOG with a row a step; RESOURCES."""
-    fit(load_params("train", Train), train, validation, base, adapter, metrics, log, memory_log, resources)
+    start = pretrained if (pretrained / ADAPTER).is_file() else None
+    fit(load_params("train", Train), start, train, validation, base, adapter, metrics, log, memory_log, resources)

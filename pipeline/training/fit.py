@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
-from pipeline.core.files import iterate_rows
+from pipeline.core.files import iterate_rows, read_as
 from pipeline.core.outputs import remove, write_csv, write_json, writing
 from pipeline.core.resume import CHECKPOINTS, installed, run_key
 from pipeline.core.usage import Usage
@@ -22,7 +22,14 @@ from pipeline.models.manifest import read_manifest
 from pipeline.models.training import Training
 from pipeline.sections.train import Train
 from pipeline.training.checkpoints import last_checkpoint
-from pipeline.training.lora import adapted_modules, check_backend, quantized_lora, save_adapter
+from pipeline.training.lora import (
+    adapted_modules,
+    check_backend,
+    check_start,
+    load_adapter,
+    quantized_lora,
+    save_adapter,
+)
 from pipeline.training.processes import asked_for, check_cards, launch, processes, rank
 from pipeline.training.trainer import (
     build_trainer,
@@ -35,6 +42,8 @@ from pipeline.training.trainer import (
 )
 
 EXTRAS = ["train", "unsloth"]  # of pyproject.toml
+LOG = ["step", "loss", "learning_rate", "grad_norm"]
+MEMORY_LOG = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
 
 
 def check_lengths(rows: Iterable[Example], params: Train) -> int:
@@ -63,6 +72,7 @@ def device() -> str:
 
 def fit(
     params: Train,
+    start: Path | None,
     train: Path,
     validation: Path,
     base: Path,
@@ -72,7 +82,7 @@ def fit(
     memory_log: Path,
     resources: Path,
 ) -> None:
-    """Write ADAPTER; METRICS, LOG (loss, learning rate, gradient norm) and MEMORY_LOG, a row a step; RESOURCES.
+    """Write ADAPTER, trained from the one in `start` if there is one; METRICS, LOG, MEMORY_LOG and RESOURCES.
 
     With GPUS in the environment, that many processes do, started after everything has been checked here.
     """
@@ -80,6 +90,8 @@ def fit(
     if processes() == 1 and cards > 1:
         check_cards(params, cards)
     check_backend(params)
+    if start:
+        check_start(start, params)
     counts = [check_lengths(iterate_rows(path, Example), params) for path in (train, validation)]
     usage = Usage()
     manifest, directory = read_manifest(base), weights_directory(base, verify=processes() == 1)
@@ -87,13 +99,16 @@ def fit(
         return launch(cards)
     # Without its package `kernels`, which fetches code from a hub, bitsandbytes warns and uses its own CPU code.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    work = CHECKPOINTS / run_key(params.model_dump(), [train, validation, *sorted(base.iterdir())], EXTRAS, device())
+    inputs = [train, validation, *sorted(base.iterdir()), *(sorted(start.iterdir()) if start else [])]
+    work = CHECKPOINTS / run_key(params.model_dump(), inputs, EXTRAS, device())
 
     from transformers import set_seed
 
     set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed is set too late for it
     with memory_errors(params.section):
         model, tokenizer = quantized_lora(params, directory)
+        if start:
+            load_adapter(model, start)
         training, held_out = (iterate_rows(path, Example) for path in (train, validation))
         trainer = build_trainer(params, model, tokenizer, training, held_out, work)
         trainer.add_callback(step_recorder(params.section))
@@ -115,12 +130,11 @@ def fit(
             packages=installed(EXTRAS),
             training_examples=counts[0],
             validation_examples=counts[1],
+            pretraining=read_as(Training, start / "training.json") if start else None,
         )
         write_json(partial / "training.json", facts.model_dump())
-    names = ["step", "loss", "learning_rate", "grad_norm"]
-    write_csv(log, names, ([row[name] for name in names] for row in history))
-    names = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
-    write_csv(memory_log, names, ([row[name] for name in names] for row in history))
+    write_csv(log, LOG, ([row[name] for name in LOG] for row in history))
+    write_csv(memory_log, MEMORY_LOG, ([row[name] for name in MEMORY_LOG] for row in history))
     losses = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "validation_loss": validation_loss}
     write_json(metrics, {**losses, "skipped_steps": sum(row["skipped"] for row in history)})
     _, allocated, reserved = memory()

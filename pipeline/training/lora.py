@@ -129,6 +129,24 @@ def check_modules(model: Any, params: Train) -> None:
         )
 
 
+def check_start(start: Path, params: Train) -> None:
+    """Raise `Fail` naming every parameter in which the adapter in `start` is not as this phase's."""
+    config = json.loads((start / "adapter_config.json").read_text("utf-8"))
+    there = {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": config["target_modules"]}
+    here = {"r": params.r, "lora_alpha": params.lora_alpha, "target_modules": sorted(params.target_modules)}
+    if wrong := [f"train.{name} must equal pretrain.{name}" for name in here if here[name] != there[name]]:
+        raise Fail(f"params.yaml: {'; '.join(wrong)}: both phases train one adapter; correct it, then run `dvc repro`")
+
+
+def load_adapter(model: Any, start: Path) -> None:
+    """Give the model's LoRA matrices the values of the adapter in `start`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found = set_peft_model_state_dict(model, load_file(start / ADAPTER))
+    assert not found.unexpected_keys, found.unexpected_keys
+
+
 def adapted_modules(adapter: Path) -> list[str]:
     """The names of the layers that have LoRA matrices in a saved adapter, such as q_proj; sorted."""
     from safetensors import safe_open

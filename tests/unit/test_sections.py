@@ -23,6 +23,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.params import Section, load_params
 from pipeline.sections.base import Hub, Local, Tiny
 from pipeline.sections.download import Files, Simulated
+from pipeline.sections.pretrain import NoPretraining, Pretrain
 from tests.conftest import stages
 from tests.unit import test_params
 from tests.unit.test_params import MICRO
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Any] = {**test_params.SECTIONS}
 MEMBERS: dict[str, Any] = {
     "base": [Hub, Local, Tiny],
     "download": [Files, Simulated],
+    "pretrain": [NoPretraining, Pretrain],
 }  # of the sections that are unions
 ODD = (
     "|(|[|.*|q_proj|q_proj |q_proj\n|self_attn.q_proj|layers.0.mlp.up_proj|x|lm_head|model.lm_head|embed_tokens|proj|"

@@ -1,0 +1,32 @@
+"""Section `pretrain`: a first phase of training on artificial questions, or none."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from pipeline.core.params import Section
+from pipeline.sections.base import Hub
+from pipeline.sections.train import Train
+
+
+class NoPretraining(Section):
+    """`train` starts from the base alone."""
+
+    source: Literal["none"]
+
+
+class Pretrain(Train, Hub):
+    """A parquet file in PQA-A's schema from a dataset of the hub, and the parameters of `train` for this phase.
+
+    Examples of more than `max_length` tokens are left out.
+    """
+
+    section: ClassVar[str] = "pretrain"
+
+    source: Literal["hub"]
+    file: Annotated[str, Field(pattern=r"^([\w-][\w.-]*/)*[\w-][\w.-]*\.parquet$")]
+
+
+PRETRAIN: TypeAdapter[NoPretraining | Pretrain] = TypeAdapter(
+    Annotated[NoPretraining | Pretrain, Field(discriminator="source")]
+)
