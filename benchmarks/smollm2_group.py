@@ -20,7 +20,8 @@ from pipeline.models.chat import read_template
 from pipeline.models.encoder import Encoder
 from pipeline.scoring.protocols import PROTOCOLS, Protocol
 from pipeline.sections.evaluate import ProtocolName
-from pipeline.stages.train import build_trainer, quantized_lora
+from pipeline.training.lora import quantized_lora
+from pipeline.training.trainer import build_trainer
 
 BATCH = 50  # of prompts that are scored together
 CHUNK = 4  # of each job's examples in one forward pass: 40 of ten jobs take about 30 GB

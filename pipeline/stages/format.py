@@ -7,6 +7,7 @@ and 8 GPT-3's lower bound (Brown et al. 2020, appendix C, https://arxiv.org/abs/
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
