@@ -5,7 +5,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from pipeline.core.params import Section
-from pipeline.sections.base import Hub
 from pipeline.sections.train import Train
 
 
@@ -15,7 +14,7 @@ class NoPretraining(Section):
     source: Literal["none"]
 
 
-class Pretrain(Train, Hub):
+class Pretrain(Train):
     """A parquet file in PQA-A's schema from a dataset of the hub, and the parameters of `train` for this phase.
 
     Examples of more than `max_length` tokens are left out.
@@ -24,6 +23,8 @@ class Pretrain(Train, Hub):
     section: ClassVar[str] = "pretrain"
 
     source: Literal["hub"]
+    repo_id: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
     file: Annotated[str, Field(pattern=r"^([\w-][\w.-]*/)*[\w-][\w.-]*\.parquet$")]
 
 
