@@ -13,9 +13,9 @@ from pipeline.core.labels import LABELS
 from pipeline.core.question import Question
 from pipeline.models.chat import control_tokens, read_template
 from pipeline.models.encoder import Encoder
+from pipeline.scoring.examples import as_example, without_control_tokens
 from pipeline.scoring.protocols import as_question
 from pipeline.sections.train import Train
-from pipeline.scoring.examples import as_example, without_control_tokens
 
 HERE = Path(__file__).parent
 PROFILE: dict[str, Any] = YAML(typ="safe").load(HERE.parent / "profiles/smollm2-135m.yaml")
