@@ -41,6 +41,7 @@ FACTS = (
 )
 MODELS = ("base", "tuned", "tfidf", "majority")  # keys of metrics/compare.json
 TARGET = "Meta-Llama-3-8B-Instruct"
+SMOLLM2 = HERE / "runs" / "smollm2-135m"  # by benchmarks/smollm2_run.py
 
 Read = Callable[[Path], str | None]  # the text of a file, None if it is not there
 
@@ -52,33 +53,53 @@ def figures_in(read: Read) -> dict[str, Any]:
     return json.loads(read(RESULTS) or "{}").get("figures", {})
 
 
-def run_row(run: Path, read: Read) -> tuple[tuple[bool, bool, str], str] | None:
+def metrics_in(run: Path, name: str, read: Read) -> dict[str, Any]:
+    """A file of a run's metrics; empty if it is not there."""
+    return json.loads(read(run / "metrics" / f"{name}.json") or "{}")
+
+
+def run_row(run: Path, read: Read) -> tuple[tuple[bool, bool, bool, str], str] | None:
     """A run's row for README with its place among the others; None without comparable metrics in today's format."""
-    values: Any = json.loads(read(run / "metrics" / "compare.json") or "{}")
+    values = metrics_in(run, "compare", read)
     if not isinstance(values.get("tuned"), dict) or values["rehearsal"]:
         return None
     base = YAML(typ="safe").load(read(run / "params.yaml"))["base"]
     tiny, simulated = base["source"] == "tiny", values["simulated"]
     local = "a local model" if run == ROOT else run.name
     model = "tiny Llama" if tiny else local if base["source"] == "local" else base["repo_id"].rpartition("/")[2]
-    name = f"{model}, {'simulated trials (**simulated**)' if simulated else values['data']}"
+    noted = "\\*" if "weights_note" in metrics_in(run, "base", read) else ""
+    name = f"{model}{noted}, {'simulated trials (**simulated**)' if simulated else values['data']}"
     cells = [f"{100 * values[m]['accuracy']['value']:.1f} % / {100 * values[m]['macro_f1']:.1f} %" for m in MODELS]
     value, low, high = (100 * values["tuned_minus_base"]["accuracy"][end] for end in ("value", "low", "high"))
     cells.insert(2, f"{value:+.1f} ({low:+.1f} to {high:+.1f}) points")
     cells.append(f"{values['gguf']['bytes'] / 1e6:,.1f} MB")
-    return (simulated, tiny, name), f"| {' | '.join([name, *cells])} |"
+    return (simulated, tiny, run != SMOLLM2, name), f"| {' | '.join([name, *cells])} |"
 
 
-def result_table(read: Read) -> list[str]:
+def smollm2_notes(read: Read) -> list[str]:
+    """Below the table: where the weights of the SmolLM2 run came from, and mean and spread over its seeds."""
+    note, figures = metrics_in(SMOLLM2, "base", read).get("weights_note"), figures_in(read)
+    lines = [f"\\* Weights from a 4-bit copy: {note}.\\"] if note else []
+    if mean := figures.get("smollm2.tuned_accuracy"):
+        spread, f1 = (figures[f"smollm2.{key}"]["value"] for key in ("tuned_accuracy_sd", "tuned_macro_f1"))
+        lines.append(
+            f"SmolLM2, tuned, {mean['unit'].partition(':')[0]}: accuracy {100 * mean['value']:.1f} % "
+            f"(standard deviation {100 * spread:.1f}), macro-F1 {100 * f1:.1f} %."
+        )
+    return ["", *lines] if lines else []
+
+
+def result_table(read: Read, runs: Iterable[Path]) -> list[str]:
     """The committed runs: real models first, simulated data last."""
-    found = [row for run in (ROOT, *sorted((HERE / "runs").iterdir())) if (row := run_row(run, read))]
+    found = [row for run in (ROOT, *sorted(runs)) if (row := run_row(run, read))]
     rows = dict(reversed(found))  # of two runs of the same name, the project's own
     if not any(name.startswith(TARGET) for *_, name in rows):
-        rows[False, False, f"~{TARGET}"] = f"| {TARGET}, PubMedQA PQA-L | not run yet: see below | | | | | |"
+        rows[False, False, True, f"~{TARGET}"] = f"| {TARGET}, PubMedQA PQA-L | not run yet: see below | | | | | |"
     return [
         "| | untuned base | tuned, as shipped | difference (95 % interval) | TF-IDF | majority | file |",
         "| --- | --: | --: | --: | --: | --: | --: |",
         *(row for _, row in sorted(rows.items())),
+        *smollm2_notes(read),
     ]
 
 
@@ -134,5 +155,7 @@ def between(name: str, lines: list[str], text: str) -> str:
 def pages(read: Read) -> dict[Path, tuple[str, str]]:
     """Each page: its text as `read` gives it, and as it has to be."""
     readme, cards = read(README) or "", read(HARDWARE) or ""
-    text = between("stages", stage_table(read), between("results", result_table(read), readme))
+    text = between(
+        "stages", stage_table(read), between("results", result_table(read, (HERE / "runs").iterdir()), readme)
+    )
     return {README: (readme, text), HARDWARE: (cards, between("card", card_tables(read), cards))}
