@@ -1,12 +1,15 @@
-"""The run of profiles/smollm2-135m.yaml where the hub is out of reach: every stage by `dvc repro`, then other seeds.
+"""The run of profiles/smollm2-135m.yaml where the hub is out of reach: every stage by `dvc repro`, and its variants.
 
-    python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR --seeds 1 2 3 4
+    python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR
 
-DIR is what `python -m tools.smollm2_weights DIR` makes of a 4-bit copy. A local server speaks the hub's protocol and
+`python -m tools.smollm2_weights DIR` makes the model of a 4-bit copy. A local server speaks the hub's protocol and
 serves it as the repository and commit that the profile names: only the endpoint, and with it the hashes, differ from a
-user's run. The seeds change `train.seed` alone; each trains, merges, quantizes and is evaluated with the chat protocol
-in a directory beside the run. Run it again after an interruption and it continues. The results of the run go into
-benchmarks/runs/smollm2-135m, and mean and spread over all seeds into results.json.
+user's run. Variants run at the same time in directories beside the run, with dvc.yaml's commands and the chat protocol
+alone: four other seeds, which train, and the run's own merged model quantized with an importance matrix. A small model
+leaves a card idle; five trainings take 50 GB of its memory.
+
+Run it again after an interruption, or with other stages, and it continues. When the report is there, parameters, lock
+and metrics of the run are kept in benchmarks/runs/smollm2-135m, and mean and spread over the seeds in results.json.
 """
 
 import argparse
@@ -14,6 +17,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,50 +31,92 @@ from benchmarks.rehearsal import Text, prepare, repro, serve
 
 PROFILE = ROOT / "profiles/smollm2-135m.yaml"
 RUN = HERE / "runs/smollm2-135m"
-PARTS = ("train", "merge", "quantize", "evaluate")  # of a seed; in their own directory, by dvc.yaml's commands
+SEEDS = (1, 2, 3, 4)  # besides the profile's
+TRAINED = ("train", "merge", "quantize", "evaluate")
+QUANTIZED = ("quantize", "evaluate")
+MATRIX = {"imatrix_questions": 100}
 
 
-def stage(directory: Path, name: str, url: str) -> None:
-    """Run the command that dvc.yaml has for a stage."""
-    command = YAML(typ="safe").load(directory / "dvc.yaml")["stages"][name]["cmd"]
-    given = environment(HF_ENDPOINT=url, HF_HOME=str(directory.parent / "run/hub"))
-    log = directory / f"{name}.log"
-    with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(command, shell=True, cwd=directory, env=given, stdout=file, stderr=file, check=False)
-    if done.returncode:
-        sys.exit(f"smollm2_run: {name} of {directory.name} failed; see {log}")
+def variant(run: Path, name: str, section: str, changes: dict[str, Any], stages: tuple[str, ...], url: str) -> None:
+    """Run stages in a directory of their own with a changed section; what an earlier call finished is not run again.
 
-
-def seed_directory(run: Path, seed: int) -> Path:
-    """A copy of the run's code, data and base in which `train.seed` is `seed` and chat is the only protocol."""
-    directory = run.parent / f"seed-{seed}"
+    Without the stage merge, the run's own merged model is used, once it is there.
+    """
+    directory = run.parent / name
     if not directory.is_dir():
         partial = directory.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        kept = shutil.ignore_patterns("hub", "cache", "tmp", "merged", "adapter", "release", "*.gguf", "metrics")
-        shutil.copytree(run, partial, ignore=kept)
+        left_out = ("hub", ".dvc", "merged", "adapter", "release", "*.gguf", "metrics", "*.partial")
+        shutil.copytree(run, partial, ignore=shutil.ignore_patterns(*left_out))
         params = YAML().load(partial / "params.yaml")
-        params["train"]["seed"], params["evaluate"]["protocols"] = seed, ["chat"]
+        params[section] |= changes
+        params["evaluate"]["protocols"] = ["chat"]
         YAML().dump(params, partial / "params.yaml")
         (partial / "metrics").mkdir()
+        if "merge" not in stages:
+            (partial / "models/merged").symlink_to(run / "models/merged")
         partial.rename(directory)
-    return directory
+    while not (directory / "models/merged").exists() and "merge" not in stages:
+        time.sleep(1)
+    described = YAML(typ="safe").load(directory / "dvc.yaml")["stages"]
+    given = environment(HF_ENDPOINT=url, HF_HOME=str(run / "hub"))
+    for stage in stages:
+        done, log = directory / f"{stage}.done", directory / f"{stage}.log"
+        if not done.exists():
+            with log.open("w", encoding="utf-8") as file:
+                command = described[stage]["cmd"]
+                subprocess.run(command, shell=True, cwd=directory, env=given, stdout=file, stderr=file, check=True)
+            done.touch()
 
 
-def other_seed(run: Path, seed: int, url: str) -> dict[str, Any]:
-    """The figures of metrics/evaluate.json of another seed; what an earlier call finished is not run again."""
-    directory = seed_directory(run, seed)
-    for name in PARTS:
-        if not (directory / f"{name}.done").exists():
-            stage(directory, name, url)
-            (directory / f"{name}.done").touch()
-    return json.loads((directory / "metrics/evaluate.json").read_text(encoding="utf-8"))
+def run_all(run: Path, stages: list[str], url: str) -> dict[str, dict[str, float]]:
+    """Run stages by `dvc repro` and the variants beside them; seconds, memory and disk by stage of the first."""
+    status, _ = repro(run, url, ["base", "format"])
+    if status:
+        sys.exit("smollm2_run: a stage failed; its last lines are above")
+    with ThreadPoolExecutor(1 + len(SEEDS)) as threads:
+        beside = [
+            *(threads.submit(variant, run, f"seed-{seed}", "train", {"seed": seed}, TRAINED, url) for seed in SEEDS),
+            threads.submit(variant, run, "matrix", "quantize", MATRIX, QUANTIZED, url),
+        ]
+        status, measured = repro(run, url, stages)
+        for each in beside:
+            each.result()
+    if status:
+        sys.exit("smollm2_run: a stage failed; its last lines are above")
+    return measured
+
+
+def figures(run: Path, measured: dict[str, dict[str, float]]) -> Figures:
+    """Mean and spread over seeds, and seconds by stage."""
+
+    def read(path: Path) -> dict[str, Any]:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    chats = [read(directory / "metrics/evaluate.json")["chat"] for directory in (run, *seed_directories(run))]
+    accuracies, f1s = [chat["accuracy"]["value"] for chat in chats], [chat["macro_f1"] for chat in chats]
+    seeds = f"mean of {len(chats)} seeds"
+    found: Figures = {
+        "smollm2.base_accuracy": (read(run / "metrics/compare.json")["base"]["accuracy"]["value"], ""),
+        "smollm2.tuned_accuracy": (round(mean(accuracies), 4), f"{seeds}: {sorted(accuracies)}"),
+        "smollm2.tuned_accuracy_sd": (round(stdev(accuracies), 4), "over seeds"),
+        "smollm2.tuned_macro_f1": (round(mean(f1s), 4), f"{seeds}: {sorted(f1s)}"),
+        "smollm2.tuned_macro_f1_sd": (round(stdev(f1s), 4), "over seeds"),
+    }
+    return found | {f"smollm2.{name}.wall_s": (costs["wall_s"], "s") for name, costs in measured.items()}
+
+
+def seed_directories(run: Path) -> list[Path]:
+    """The directories of the other seeds."""
+    return [run.parent / f"seed-{seed}" for seed in SEEDS]
 
 
 def keep(run: Path) -> None:
-    """Copy parameters, lock and JSON and CSV metrics of the run into benchmarks/runs."""
-    for path in [run / "params.yaml", run / "dvc.lock", *run.glob("metrics/**/*.json"), *run.glob("metrics/**/*.csv")]:
-        target = RUN / path.relative_to(run)
+    """Copy parameters, lock and JSON and CSV metrics of the run, and predictions of the variants, into RUN."""
+    chosen = [run / "params.yaml", run / "dvc.lock", *run.glob("metrics/**/*.json"), *run.glob("metrics/**/*.csv")]
+    chosen += (run.parent / "matrix").glob("metrics/**/*.csv")
+    for path in chosen:
+        target = RUN / path.relative_to(run if run in path.parents else run.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 
@@ -78,42 +125,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="of tools.smollm2_weights")
     parser.add_argument("--pubmedqa", type=Path, required=True, help="a directory with PubMedQA's two files")
-    parser.add_argument("--directory", type=Path, default=Path("smollm2-run"), help="where it runs: 4 GB of disk")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="besides the profile's")
+    parser.add_argument("--directory", type=Path, default=Path("smollm2-run"), help="where it runs: 6 GB of disk")
     parser.add_argument("--port", type=int, default=8378, help="the same one when an earlier run continues")
-    parser.add_argument("--targets", nargs="*", default=[], help="stages; left out: all, and the figures are recorded")
+    parser.add_argument("stages", nargs="*", help="left out: all")
     options = parser.parse_args()
     run = options.directory.absolute() / "run"
     run.mkdir(parents=True, exist_ok=True)
-    base = {key: YAML(typ="safe").load(PROFILE)["base"][key] for key in ("repo_id", "revision")}
+    profile: dict[str, Any] = YAML(typ="safe").load(PROFILE)
+    base = {key: profile["base"][key] for key in ("repo_id", "revision")}
     files = {path.name: Text(path.read_bytes()) for path in options.model.iterdir() if path.is_file()}
     with serve(base["repo_id"], base["revision"], files, options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
         prepare(run, PROFILE, base, url)
-        status, measured = repro(run, url, options.targets)
-        if status:
-            sys.exit("smollm2_run: a stage failed; its last lines are above")
-        if options.targets:
-            return
-        keep(run)
-        headline = json.loads((run / "metrics/evaluate.json").read_text(encoding="utf-8"))
-        found = [headline, *(other_seed(run, seed, url) for seed in options.seeds)]
+        measured = run_all(run, options.stages, url)
         server.shutdown()
-    print(json.dumps(found, indent=1))
-    chats = [each["chat"] for each in found]
-    accuracies, f1s = [chat["accuracy"]["value"] for chat in chats], [chat["macro_f1"] for chat in chats]
-    compared = json.loads((run / "metrics/compare.json").read_text(encoding="utf-8"))
-    seeds = f"mean of {len(found)} seeds"
-    figures: Figures = {
-        "smollm2.base_accuracy": (compared["base"]["accuracy"]["value"], ""),
-        "smollm2.tuned_accuracy": (round(mean(accuracies), 4), f"{seeds}; {sorted(accuracies)}"),
-        "smollm2.tuned_macro_f1": (round(mean(f1s), 4), f"{seeds}; {sorted(f1s)}"),
-    }
-    if len(found) > 1:
-        figures["smollm2.tuned_accuracy_sd"] = (round(stdev(accuracies), 4), "over seeds")
-    figures |= {f"smollm2.{name}.wall_s": (costs["wall_s"], "s") for name, costs in measured.items()}
-    command = f"python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR --seeds {' '.join(map(str, options.seeds))}"
-    record(figures, command, LOGS / "smollm2.log", text=json.dumps(found, indent=1))
+    if (run / "metrics/compare.json").exists():
+        keep(run)
+        record(
+            figures(run, measured), "python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR", LOGS / "smollm2.log"
+        )
 
 
 if __name__ == "__main__":
