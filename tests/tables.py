@@ -17,6 +17,7 @@ from pipeline.core.params import read_section
 from pipeline.core.rows import write_rows
 from pipeline.models import imatrix
 from pipeline.models.gguf_header import SYSTEM_PROMPT
+from pipeline.models.quantized import write_sums
 from pipeline.reporting.comparison import File, Quality, Subject
 from pipeline.scoring.answers import Answer
 from pipeline.scoring.base_protocol import Choice
@@ -64,7 +65,7 @@ CHOICE = Choice(
 )
 INPUTS = (
     *("metrics", "source.json", "facts.jsonl", "base", "adapter/training.json"),
-    *("medical-reasoner.gguf", "imatrix.gguf", ANSWERS, CONCLUSIONS),
+    *("medical-reasoner.gguf", "quantized", "imatrix.gguf", ANSWERS, CONCLUSIONS),
 )
 OUTPUTS = ("metrics/compare.json", "metrics/curves", "metrics/pictures", "release")
 
@@ -106,23 +107,26 @@ def facts(rows: Sequence[Prediction]) -> list[QuestionFacts]:
 
 
 def write_gguf(path: Path, **changes: Any) -> None:
-    """Write a GGUF without tensors whose metadata, but for the `changes`, are those of a Llama-3-8B."""
+    """Write a GGUF with an embedding alone whose metadata, but for the `changes`, are those of a Llama-3-8B."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(changes.get("name", "medical-reasoner"))
     if "licence" in changes:
         writer.add_license_name(changes["licence"])
         writer.add_license_link("https://llama.meta.com/llama3/license")
     writer.add_size_label("8B")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    writer.add_file_type(changes.get("file_type", gguf.LlamaFileType.MOSTLY_Q4_K_M))
     writer.add_context_length(8192)
     writer.add_embedding_length(4096)
     writer.add_block_count(32)
+    writer.add_feed_forward_length(14336)
     writer.add_head_count(32)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), np.float16))
     writer.add_head_count_kv(8)
     writer.add_chat_template(changes.get("chat_template", CHAT_TEMPLATE))
     writer.add_string(SYSTEM_PROMPT, changes.get("system_prompt", "Be brief."))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
 
@@ -172,6 +176,12 @@ def write_inputs(directory: Path) -> None:
         adapter__training=training,
     )
     write_gguf(directory / "medical-reasoner.gguf")
+    (directory / "quantized").mkdir()
+    other = directory / "quantized/medical-reasoner-IQ3_XS.gguf"
+    write_gguf(other, file_type=gguf.LlamaFileType.MOSTLY_IQ3_XS)
+    write_sums(directory / "quantized", [other])
+    write_predictions(tables / "files/Q4_K_M.csv", model(0.75, 2))
+    write_predictions(tables / "files/IQ3_XS.csv", model(0.7, 8))
     matrix = {"blk.0.attn_q.weight": imatrix.Entry(np.ones(4), 7)}
     imatrix.write(directory / "imatrix.gguf", matrix, 9)
     pmids = [row.pmid for row in model(0.5, 1)]

@@ -46,7 +46,8 @@ def data_dependencies(stage: str) -> list[str]:
 
 
 def sections_listed(stage: str) -> set[str]:
-    return {entry for entry in STAGES[stage].get("params", []) if isinstance(entry, str)}
+    """Without the place in a list, such as `.0`."""
+    return {entry.removesuffix(".0") for entry in STAGES[stage].get("params", []) if isinstance(entry, str)}
 
 
 def extras_listed(stage: str) -> set[str]:

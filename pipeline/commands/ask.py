@@ -24,6 +24,7 @@ from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
 from pipeline.reporting.comparison import TUNED
 from pipeline.scoring.protocols import PROTOCOLS, messages
 from pipeline.scoring.scorer import Choices, Scorer
+from pipeline.sections.evaluate import CacheType
 
 GGUF = Path("models/medical-reasoner.gguf")
 METRICS = Path("metrics")
@@ -152,6 +153,9 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="The abstract, as a text file; - is standard input.")
     ] = None,
     gguf: Annotated[Path, typer.Option(metavar="FILE", help="The model.")] = GGUF,
+    cache_type: Annotated[
+        CacheType, typer.Option(help="Type of keys and values: f16, or q8_0 at half the memory.")
+    ] = "f16",
 ) -> None:
     """Print the decision with its probabilities, then the conclusion as it is written."""
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
@@ -162,7 +166,8 @@ def main(
     if SYSTEM_PROMPT not in about:
         raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
     n_ctx = min(N_CTX, about[f"{about['general.architecture']}.context_length"])
-    with Scorer(gguf, n_ctx, "close other programs, or set N_GPU_LAYERS=0 to use main memory") as scorer:
+    remedy = "close other programs, or set N_GPU_LAYERS=0 to use main memory"
+    with Scorer(gguf, n_ctx, remedy, cache_type) as scorer:
         tokens, choices = encode(scorer, about[SYSTEM_PROMPT], question, abstract)
         scores, _ = scorer.score(tokens, choices)
         found = shares(scores)

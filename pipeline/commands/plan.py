@@ -19,6 +19,7 @@ from pipeline.models.gguf_header import Tensor
 from pipeline.models.hub import from_hub
 from pipeline.models.manifest import MANIFEST, read_manifest
 from pipeline.models.memory import (
+    CARDS,
     GIB,
     MIB,
     RESERVED,
@@ -39,7 +40,6 @@ from pipeline.sections.evaluate import Evaluate, Reference
 from pipeline.sections.quantize import NEED_MATRIX, Quantize, QuantType
 from pipeline.sections.train import Train
 
-CARDS = (4, 6, 8, 12, 16, 24)  # GiB, as they are sold
 SMALL_R = 8  # a smaller rank saves next to nothing
 
 
@@ -213,14 +213,14 @@ def main(
     base = describe(load_params("base", BASE), config)
     train, quantize = load_params("train", Train), load_params("quantize", Quantize)
     evaluate, reference = load_params("evaluate", Evaluate), load_params("reference", Reference)
-    shape, card, listed = base.shape, this_card(), [quantize.quant_type]
+    shape, card, listed = base.shape, this_card(), list[str](quantize.quant_types)
     matrix = quantize.imatrix_questions > 0
     types = [name for name in get_args(QuantType) if matrix or name not in NEED_MATRIX]
     files = quantized(shape, types, matrix)
     sizes = [file_size(files[name], shape) for name in listed]
     needs = stages(shape, train, base.fetched, sizes, reference.enabled, bool(card) or train.backend == "unsloth")
     training, load = training_vram(shape, train, train.max_length), small_load(evaluate.n_ctx)
-    scorer = Load(evaluate.n_ctx, N_UBATCH, "f16", flash_attention=False, n_outputs=1 + MAX_TAILS)
+    scorer = Load(evaluate.n_ctx, N_UBATCH, evaluate.cache_type, evaluate.cache_type != "f16", n_outputs=1 + MAX_TAILS)
     scoring = gguf_vram(files[listed[0]], shape, scorer)
 
     advice = shortages(needs, base, reference.enabled)

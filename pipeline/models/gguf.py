@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import scratch
 from pipeline.models import imatrix
+from pipeline.models.gguf_header import Tensor, read_header
 from pipeline.models.manifest import Manifest
 
 # Mean bits of a weight in an 8-billion-parameter Llama 3, by the size of the file, rounded up.
@@ -60,13 +61,14 @@ def build(
 
     Returns the importance matrix over `texts` of token ids, an empty one if there are none. Raises `Fail`.
     """
-    first = next(iter(targets))
-    check_disk(manifest, first.parent, 1 + sum(BITS[quant_type] for quant_type in targets.values()) / 16)
+    first, *_ = targets
+    *before, last = targets.values()
+    check_disk(manifest, first.parent, 1.05 + sum(BITS[quant_type] for quant_type in before) / 16)
     with scratch(first.with_suffix(".16bit.gguf")) as wide:
         convert(model, manifest, wide, metadata)
         matrix = imatrix.collect(wide, texts) if texts else {}
         for target, quant_type in targets.items():
-            quantize(wide, target, quant_type, matrix)
+            quantize(wide, target, quant_type, matrix, consume=quant_type == last)
     return matrix
 
 
@@ -105,10 +107,16 @@ def run_converter(model: Path, target: Path, options: dict[str, Any], source: st
         raise Fail(f"{source}: {lines[-1] if lines else 'llama.cpp could not convert it; the lines above say why'}")
 
 
-def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix) -> None:
+def release(file: int, tensor: Tensor) -> None:
+    """Give the disk of a tensor back, where the file system can (fallocate(2)); it then reads as zeros."""
+    punch_hole, keep_size = 2, 1
+    ctypes.CDLL(None).fallocate(file, punch_hole | keep_size, ctypes.c_long(tensor.offset), ctypes.c_long(tensor.bytes))
+
+
+def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix, consume: bool = False) -> None:
     """Quantize a 16-bit GGUF to llama.cpp's type of that name, by an importance matrix that may be empty.
 
-    Raises `Fail`.
+    With `consume`, give the disk of each tensor of `source` back once it is quantized. Raises `Fail`.
     """
     import llama_cpp
     from llama_cpp._logger import llama_log_callback, set_verbose
@@ -121,13 +129,18 @@ def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix
     importance = imatrix.pointer_to(matrix)
     if matrix:
         params.imatrix = importance
-    with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar:
+    tensors = read_header(source).tensors
+    done: list[str] = []
+    with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar, source.open("r+b") as file:
 
         @llama_cpp.llama_log_callback
         def progress(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-            if found := re.match(rb"\[ *(\d+)/ *(\d+)\]", text):
-                bar.total = int(found[2])
+            if found := re.match(rb"\[ *\d+/ *(\d+)\] +(\S+)", text):  # before a tensor, when the last is done
+                bar.total = int(found[1])
                 bar.update()
+                if consume and done:
+                    release(file.fileno(), tensors[done[-1]])
+                done.append(found[2].decode())
 
         llama_cpp.llama_log_set(progress, ctypes.c_void_p())
         status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))

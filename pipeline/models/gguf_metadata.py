@@ -14,13 +14,13 @@ VERSION = "0.2.0"
 LLAMA_3 = r"Llama-3(?![.\d])"  # in a base's name; Llama 3.1 and later have licences of their own
 
 
-def metadata(manifest: Manifest, source: Source, quant_type: str, system_prompt: str) -> dict[str, Any]:
+def metadata(manifest: Manifest, source: Source, system_prompt: str) -> dict[str, Any]:
     """Key -> value for the converter."""
     base = manifest.name
     about = {
         "general.name": "medical-reasoner",
         "general.version": VERSION,
-        "general.description": f"{base}, fine-tuned by medical-reasoner, {quant_type}. Not for clinical use.",
+        "general.description": f"{base}, fine-tuned by medical-reasoner. Not for clinical use.",
         "general.quantized_by": f"medical-reasoner {VERSION}",
         "general.datasets": [{"name": source.name, "repo_url": hub_page(source.dataset, "datasets/")}],
         "general.base_models": [{"name": base, "repo_url": hub_page(manifest.repo_id, "")}],

@@ -14,6 +14,7 @@ from pipeline.sections.train import Train
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVED = 546 * MIB  # of a card, by a desktop and a CUDA context: of 4,096 MiB about 3,550 are left
+CARDS = (4, 6, 8, 12, 16, 24)  # GiB of cards as they are sold
 CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}  # of a number
 TOKEN_BYTES = 40  # of a token's text, type and merges in a GGUF's metadata: 24 of 1,024 tokens, 61 in Llama 3
 PROCESS = int(0.2 * GIB)  # anonymous memory of Python and its libraries

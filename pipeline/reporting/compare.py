@@ -14,15 +14,20 @@ import numpy as np
 from pipeline.core.errors import Fail
 from pipeline.core.facts import QuestionFacts
 from pipeline.core.labels import LABELS
+from pipeline.models.gguf_header import Header
+from pipeline.models.memory import CARDS, GIB, MIB, RESERVED, Shape, gguf_vram, small_load
 from pipeline.reporting.comparison import (
     Comparison,
     Decisions,
     Difference,
     Divergence,
+    File,
+    FileChoice,
     Model,
     Quantization,
     Renormalised,
     Subject,
+    Vram,
 )
 from pipeline.reporting.slices import slices
 from pipeline.scoring import measures
@@ -207,6 +212,35 @@ def quantization(merged: list[Prediction], tuned: list[Prediction], params: Repo
         renormalised=Divergence(kl_merged_to_tuned=float((np.exp(p) * (p - q)).sum(axis=1).mean())),
         same_top_token=sum(same) / len(same),
     )
+
+
+def file_choice(
+    file: File, path: str, header: Header, rows: list[Prediction], merged: Predictions, params: Report
+) -> FileChoice:
+    """A row of the choice table, for predictions of one file under the protocol chat."""
+    if lost := merged.get("chat"):
+        check_same_questions(lost, rows, f"merged model and {path}")
+    loss = quantization(lost, rows, params) if lost else None
+    room = vram(header)
+    return FileChoice(
+        **dict(file),
+        path=path,
+        accuracy=score(rows, params.confidence).accuracy,
+        changed=loss.changed if loss else None,
+        kl=loss.renormalised.kl_merged_to_tuned if loss else None,
+        vram_mib=room,
+        card_gb=next((card for card in CARDS if room and room.tokens_2048 * MIB <= card * GIB - RESERVED), None),
+    )
+
+
+def vram(header: Header) -> Vram | None:
+    """What a GGUF takes on a card; None if it is not a dense model, for which alone the arithmetic holds."""
+    try:
+        shape = Shape.of_gguf(header)
+    except KeyError:
+        return None
+    tokens = (gguf_vram(header.tensors, shape, small_load(n_ctx)) / MIB for n_ctx in (2048, 8192))
+    return Vram(**dict(zip(Vram.model_fields, tokens, strict=True)))
 
 
 def compare(

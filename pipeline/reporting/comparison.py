@@ -4,6 +4,9 @@ Figures in a group `renormalised` are over the probabilities of yes, no and mayb
 `outside_labels` is the probability that the three did not have before that.
 """
 
+from pydantic import Field
+
+from pipeline.models.memory import CARDS
 from pipeline.scoring.base_protocol import Choice
 from pipeline.scoring.measures import MUCH, ByLabel, Figures, Interval
 from pipeline.sections.evaluate import ProtocolName
@@ -91,6 +94,24 @@ class File(Figures):
     sha256: str
 
 
+class Vram(Figures):
+    """MiB on a card that holds the file whole, loaded as RUN.md says: computed, without context and desktop."""
+
+    tokens_2048: float
+    tokens_8192: float
+
+
+class FileChoice(File):
+    """One of the GGUF files, under the protocol chat."""
+
+    path: str  # from models
+    accuracy: Interval
+    changed: int | None = None  # decisions, against 16 bits
+    kl: float | None = None  # against 16 bits, as in Quantization
+    vram_mib: Vram | None = None
+    card_gb: int | None = None  # the smallest card that holds it whole with 2,048 tokens
+
+
 class Subject(Figures):
     """What was compared: everything in metrics/compare.json that does not come from predictions."""
 
@@ -117,6 +138,7 @@ class Comparison(Subject):
     merged_minus_base: Difference | None = None
     tuned_minus_merged: Quantization | None = None
     slices: dict[str, dict[str, Slice]]  # of the tuned model: kind of slice, then its value
+    files: dict[str, FileChoice] = Field(default_factory=dict)  # by type, the headline first
 
 
 def models(comparison: Comparison) -> dict[str, Model]:
@@ -158,6 +180,24 @@ def verdict(comparison: Comparison, difference: Difference, first: str, other: s
         f"questions ({comparison.confidence:.0%} interval; McNemar's exact test, {p_value(difference.mcnemar_p)}): "
         f"{'not distinguishable from noise' if noise else better}.{more}"
     )
+
+
+def best(files: dict[str, FileChoice]) -> str:
+    """The file that is closest to 16 bits; the largest, if that was not measured."""
+    return min(files, key=lambda name: (files[name].kl or 0, -files[name].bytes))
+
+
+def advice(comparison: Comparison) -> str:
+    """Which file is for whom, in one sentence; nothing if no card's size is known."""
+    by_card = {card: {n: f for n, f in comparison.files.items() if f.card_gb and f.card_gb <= card} for card in CARDS}
+    chosen = {card: best(fitting) for card, fitting in by_card.items() if fitting}
+    if not chosen:
+        return ""
+    cards = {name: [card for card, other in chosen.items() if other == name] for name in dict.fromkeys(chosen.values())}
+    parts = [f"{name} on a card of {min(sizes)} GB" for name, sizes in cards.items()]
+    without = best(comparison.files)
+    more = " or more" if max(chosen) in cards[without] else ""
+    return f"Take {'; '.join(parts)}{more}; without a card {without}, in main memory."
 
 
 def warnings(comparison: Comparison) -> list[str]:

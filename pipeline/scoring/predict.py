@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from pipeline.scoring.journal import journal
 from pipeline.scoring.predictions import Prediction, parse, write_predictions
 from pipeline.scoring.protocols import PROTOCOLS
 from pipeline.scoring.scorer import Scorer, TooLong, decide
-from pipeline.sections.evaluate import ProtocolName
+from pipeline.sections.evaluate import CacheType, ProtocolName
 
 EXTRAS = ["evaluate", "quantize"]  # of pyproject.toml: the packages that can change a prediction
 
@@ -29,6 +31,7 @@ class Settings(NamedTuple):
     protocols: list[ProtocolName]
     n_ctx: int  # tokens
     max_new_tokens: int  # of the greedy answer
+    cache_type: CacheType
 
 
 Asked = tuple[ProtocolName, Question]
@@ -59,39 +62,47 @@ def predict_one(scorer: Scorer, name: ProtocolName, question: Question, max_new_
     return Prediction(name, question.pmid, question.label, (yes, no, maybe), decide(scores), greedy, top), len(tokens)
 
 
-def predict(gguf: Path, test: Path, settings: Settings, predictions: Path) -> dict[str, float]:
-    """Write a prediction to PREDICTIONS for each protocol and question of `test`, asked of `gguf`.
+@contextmanager
+def predicted(gguf: Path, test: Path, settings: Settings) -> Generator[tuple[list[Prediction], dict[str, float]]]:
+    """A prediction for each protocol and question of `test`, asked of `gguf`; and load time and speed.
 
-    Returns load time and speed. The journal is removed only when the table is written.
+    Write the predictions inside the context: the journal is removed at its end.
     """
     questions = read_rows(test, Question)
     asked: list[Asked] = [(name, row) for name in PROTOCOLS if name in settings.protocols for row in questions]
     start = time.perf_counter()
     remedy = f"lower {settings.section}.n_ctx in params.yaml, set N_GPU_LAYERS lower, or run `dvc checkout {gguf}`"
     key = run_key(settings._asdict(), [gguf, test], EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
-    with (
-        Scorer(gguf, settings.n_ctx, remedy) as scorer,
-        journal(key, asked, parse_line, as_line) as (rows, keep),
-    ):
-        loaded = time.perf_counter()
-        resumed, tokens = len(rows), 0
-        bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
-        for name, question in bar:
-            try:
-                row, length = predict_one(scorer, name, question, settings.max_new_tokens)
-            except TooLong as error:
-                raise Fail(
-                    f"{test}, PMID {question.pmid}: {error}; raise {settings.section}.n_ctx in params.yaml to "
-                    f"{error.tokens} or more, then run `dvc repro`"
-                ) from None
-            except Fail as error:
-                raise Fail(f"{test}, PMID {question.pmid}: {error}") from None
-            keep(row)
-            tokens += length
-        seconds = time.perf_counter() - loaded
+    with journal(key, asked, parse_line, as_line) as (rows, keep):
+        with Scorer(gguf, settings.n_ctx, remedy, settings.cache_type) as scorer:
+            loaded = time.perf_counter()
+            resumed, tokens = len(rows), 0
+            bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
+            for name, question in bar:
+                try:
+                    row, length = predict_one(scorer, name, question, settings.max_new_tokens)
+                except TooLong as error:
+                    raise Fail(
+                        f"{test}, PMID {question.pmid}: {error}; raise {settings.section}.n_ctx in params.yaml to "
+                        f"{error.tokens} or more, then run `dvc repro`"
+                    ) from None
+                except Fail as error:
+                    raise Fail(f"{test}, PMID {question.pmid}: {error}") from None
+                keep(row)
+                tokens += length
+            seconds = time.perf_counter() - loaded
+        yield (
+            rows,
+            {
+                "load_seconds": round(loaded - start, 2),
+                "questions_per_second": round((len(rows) - resumed) / seconds, 2),
+                "tokens_per_second": round(tokens / seconds, 1),
+            },
+        )
+
+
+def predict(gguf: Path, test: Path, settings: Settings, predictions: Path) -> dict[str, float]:
+    """Write what `predicted` yields to the table PREDICTIONS; returns load time and speed."""
+    with predicted(gguf, test, settings) as (rows, speed):
         write_predictions(predictions, rows)
-    return {
-        "load_seconds": round(loaded - start, 2),
-        "questions_per_second": round((len(rows) - resumed) / seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
-    }
+    return speed

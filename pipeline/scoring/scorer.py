@@ -21,6 +21,7 @@ from pipeline.models.chat import ChatTemplate
 from pipeline.models.gguf_header import read_metadata
 from pipeline.scoring.predictions import UNPARSABLE
 from pipeline.scoring.protocols import Protocol
+from pipeline.sections.evaluate import CacheType
 
 N_UBATCH = 512  # changes log-probabilities of a quantized file by up to 0.1: fixed, and recorded in the metrics
 MAX_FORMS = 6  # of all labels together
@@ -62,14 +63,17 @@ class Scorer:
     N_GPU_LAYERS and N_THREADS in the environment say where it runs: no parameters, as they change no decision.
     """
 
-    def __init__(self, gguf: Path, n_ctx: int, remedy: str) -> None:
-        """Load `gguf` with a context of `n_ctx` tokens; `remedy` is what to do when memory is short. Raises `Fail`."""
+    def __init__(self, gguf: Path, n_ctx: int, remedy: str, cache_type: CacheType = "f16") -> None:
+        """Load `gguf` with a context of `n_ctx` tokens, its keys and values of `cache_type`.
+
+        `remedy` is what to do when memory is short. Raises `Fail`.
+        """
         import llama_cpp
         from llama_cpp._logger import set_verbose
 
         set_verbose(False)
         self.lib: Any = llama_cpp
-        self.n_ctx = n_ctx
+        self.n_ctx, self.cache_type = n_ctx, cache_type
         self.model: Any = None
         self.context: Any = None
         read_metadata(gguf)  # refuses a damaged file before native code reads it
@@ -95,6 +99,9 @@ class Scorer:
         # Logits over 128,256 tokens take half a megabyte a position: room for those that are read, not for all.
         params.n_outputs_max = 1 + MAX_TAILS
         params.flash_attn_type = 0
+        if self.cache_type == "q8_0":  # llama.cpp has quantized values in flash attention only
+            params.flash_attn_type = 1
+            params.type_k = params.type_v = self.lib.GGML_TYPE_Q8_0
         params.n_threads = params.n_threads_batch = number("N_THREADS", len(os.sched_getaffinity(0)))
         return params
 

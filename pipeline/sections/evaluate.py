@@ -8,6 +8,7 @@ from pipeline.core.params import Section
 
 Context = Annotated[int, Field(ge=64, le=1 << 20)]  # tokens
 Answer = Annotated[int, Field(ge=1, le=64)]  # tokens of the greedy answer
+CacheType = Literal["f16", "q8_0"]  # of keys and values; llama.cpp's name
 ProtocolName = Literal["chat", "lm_eval", "question_only"]
 
 
@@ -23,6 +24,7 @@ class Evaluate(Section):
 
     protocols: Annotated[list[ProtocolName], AfterValidator(with_chat)]
     n_ctx: Context
+    cache_type: CacheType  # also of `reference`; changes log-probabilities
     max_new_tokens: Answer
 
 

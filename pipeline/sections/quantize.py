@@ -1,4 +1,4 @@
-"""Section `quantize`: the type of the GGUF file that ships."""
+"""Section `quantize`: the types of the GGUF files."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -16,23 +16,27 @@ NEED_MATRIX = ("IQ3_XS", "IQ3_XXS")  # llama.cpp refuses them without an importa
 
 
 class Quantize(Section):
-    """llama.cpp's name of a quantization type, and how many questions its importance matrix is computed from."""
+    """llama.cpp's names of quantization types, and how many questions the importance matrix is computed from."""
 
-    quant_type: QuantType
+    quant_types: Annotated[list[QuantType], Field(min_length=1)]  # the first is that of models/medical-reasoner.gguf
     imatrix_questions: Annotated[int, Field(ge=0, le=100_000)]  # the first ones of training; 0: no importance matrix
 
     @model_validator(mode="after")
     def check_fields_together(self) -> Self:
-        """Refuse what llama.cpp would refuse after the conversion."""
-        if self.quant_type in NEED_MATRIX and not self.imatrix_questions:
-            raise ValueError(f"{self.quant_type} needs an importance matrix; set imatrix_questions to 100, say")
+        """Refuse duplicates, and what llama.cpp would refuse after the conversion."""
+        if len(set(self.quant_types)) < len(self.quant_types):
+            raise ValueError("quant_types must not contain duplicates")
+        needing = [name for name in self.quant_types if name in NEED_MATRIX]
+        if needing and not self.imatrix_questions:
+            raise ValueError(f"{needing[0]} needs an importance matrix; set imatrix_questions to 100, say")
         return self
 
-    def texts(self, training: Sequence[Example]) -> list[list[int]]:
-        """Token ids of the questions for the importance matrix; raises `Fail` if there are not as many."""
-        if self.imatrix_questions > len(training):
-            raise Fail(
-                f"params.yaml: quantize.imatrix_questions is {self.imatrix_questions}, and there are {len(training)} "
-                "training questions; lower it, then run `dvc repro`"
-            )
-        return [row.input_ids for row in training[: self.imatrix_questions]]
+
+def texts(questions: int, training: Sequence[Example]) -> list[list[int]]:
+    """Token ids of the first `questions`, for the importance matrix; raises `Fail` if there are not as many."""
+    if questions > len(training):
+        raise Fail(
+            f"params.yaml: quantize.imatrix_questions is {questions}, and there are {len(training)} training "
+            "questions; lower it, then run `dvc repro`"
+        )
+    return [row.input_ids for row in training[:questions]]

@@ -25,7 +25,7 @@ from pipeline.scoring.predict import Settings, predict
 from pipeline.scoring.predictions import read_predictions
 from pipeline.scoring.protocols import abstract_of, evidence
 from pipeline.sections.evaluate import Evaluate
-from pipeline.sections.quantize import Quantize
+from pipeline.sections.quantize import Quantize, texts
 
 
 def words(row: Example | Question) -> str:
@@ -67,18 +67,21 @@ def main(
 ) -> None:
     """Write PREDICTIONS and METRICS of the untuned base as evaluate does, and the text baselines' scores."""
     usage = Usage()
-    quantize, params = load_params("quantize", Quantize), load_params("evaluate", Evaluate)
+    params = load_params("evaluate", Evaluate)
+    # Of the list of types only the first: dvc.yaml tracks no other, so that a type more runs nothing here again.
+    quant_type = load_params("quantize", Quantize).quant_types[0]
     rows = read_rows(train, Example)
-    texts, fitting = quantize.texts(rows), [*rows, *read_rows(validation, Question)]
+    tokens = texts(load_params("quantize", Quantize).imatrix_questions, rows)
+    fitting = [*rows, *read_rows(validation, Question)]
     baselines = text_baselines(fitting, read_rows(test, Question))
     manifest, directory = read_manifest(base), weights_directory(base)
-    settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens)
+    settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens, params.cache_type)
     # One token of a written answer, because only the scored decisions are compared here.
     candidates = settings._replace(
         protocols=[name for name in CANDIDATES if name in params.protocols], max_new_tokens=1
     )
     with scratch(base.parent / "base.gguf") as gguf, scratch(predictions.parent / "validation.csv") as chosen_by:
-        build(directory, manifest, {gguf: quantize.quant_type}, {}, texts)
+        build(directory, manifest, {gguf: quant_type}, {}, tokens)
         predict(gguf, validation, candidates, chosen_by)
         choice = choose(read_predictions(chosen_by), 0.95)
         speed = predict(gguf, test, settings, predictions)

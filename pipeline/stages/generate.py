@@ -30,7 +30,7 @@ from pipeline.scoring.predict import EXTRAS
 from pipeline.scoring.protocols import chat
 from pipeline.scoring.scorer import Scorer, TooLong
 from pipeline.sections.generate import Generate
-from pipeline.sections.quantize import Quantize
+from pipeline.sections.quantize import Quantize, texts
 
 Asked = tuple[ModelName, Question]
 
@@ -81,7 +81,10 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
     The base's importance matrix is over questions of TRAIN, as in `baseline`.
     """
     usage = Usage()
-    quantize, params = load_params("quantize", Quantize), load_params("generate", Generate)
+    params = load_params("generate", Generate)
+    # Only the first of the types, as in `baseline`.
+    quant_type = load_params("quantize", Quantize).quant_types[0]
+    count = load_params("quantize", Quantize).imatrix_questions
     speed: dict[str, float] = {}
     with scratch(base.parent / "base.gguf") as base_gguf:  # removes what a killed run left, even if not enabled
         if not params.enabled:
@@ -90,16 +93,15 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
             questions = read_rows(test, Question)
             asked: list[Asked] = [(model, row) for model in ("tuned", "base") for row in questions]
             inputs = [gguf, test, train, *sorted(base.iterdir())]
-            key = run_key(
-                {**quantize.model_dump(), **params.model_dump()}, inputs, EXTRAS, os.environ.get("N_GPU_LAYERS", "")
-            )
+            about = {"quant_type": quant_type, "imatrix_questions": count, **params.model_dump()}
+            key = run_key(about, inputs, EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
             with journal(key, asked, parse_line, Answer.model_dump_json) as (rows, keep):
                 resumed, start = len(rows), time.perf_counter()
                 if of_tuned := [row for model, row in asked[resumed:] if model == "tuned"]:
                     write_answers(gguf, "tuned", of_tuned, params, keep)
                 if of_base := [row for model, row in asked[resumed:] if model == "base"]:
-                    texts = quantize.texts(read_rows(train, Example))
-                    build(weights_directory(base), read_manifest(base), {base_gguf: quantize.quant_type}, {}, texts)
+                    tokens = texts(count, read_rows(train, Example))
+                    build(weights_directory(base), read_manifest(base), {base_gguf: quant_type}, {}, tokens)
                     write_answers(base_gguf, "base", of_base, params, keep)
                 seconds = time.perf_counter() - start
                 write_rows(answers, rows)

@@ -14,14 +14,15 @@ from pipeline.models.gguf import convert
 from pipeline.models.manifest import read_manifest
 from pipeline.scoring.predict import Settings, predict
 from pipeline.scoring.predictions import write_predictions
-from pipeline.sections.evaluate import Reference
+from pipeline.sections.evaluate import Evaluate, Reference
 
 
 def main(merged: Path, test: Path, predictions: Path, resources: Path) -> None:
     """Write PREDICTIONS of the model in MERGED, as evaluate does."""
     usage = Usage()
     params = load_params("reference", Reference)
-    settings = Settings("reference", ["chat"], params.n_ctx, params.max_new_tokens)
+    cache_type = load_params("evaluate", Evaluate).cache_type
+    settings = Settings("reference", ["chat"], params.n_ctx, params.max_new_tokens, cache_type)
     speed: dict[str, float] = {}
     with scratch(predictions.parent / "merged.gguf") as gguf:  # removes what a killed run left, even if not enabled
         if params.enabled:

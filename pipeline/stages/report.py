@@ -16,9 +16,10 @@ from pipeline.core.params import load_params
 from pipeline.core.source import Source
 from pipeline.models.gguf_header import read_header
 from pipeline.models.manifest import read_manifest
+from pipeline.models.quantized import by_type, read_sums
 from pipeline.models.training import Training
 from pipeline.reporting.answers import measured_answers
-from pipeline.reporting.compare import compare
+from pipeline.reporting.compare import compare, file_choice
 from pipeline.reporting.comparison import NO_RELEASE, File, Quality, Subject
 from pipeline.reporting.plots import make_curves, make_pictures, png, write_curves, write_svgs
 from pipeline.reporting.release import Facts, Splits, write_release
@@ -44,6 +45,7 @@ def main(
     base: Path,
     training: Path,
     gguf: Path,
+    quantized: Path,
     matrix: Path,
     answers: Path,
     conclusions: Path,
@@ -53,7 +55,7 @@ def main(
 
     METRICS also has the inputs: predictions of base, tuned and merged model, baseline.json, format.json and
     train_log.csv. SOURCE says where the data come from, FACTS what the test questions are like, the directory BASE what
-    the base is, TRAINING how it was tuned, and MATRIX is the importance matrix that GGUF was quantized with. ANSWERS
+    the base is, TRAINING how it was tuned. QUANTIZED has the files beside GGUF, MATRIX their importance matrix. ANSWERS
     are the written ones of both models, CONCLUSIONS the authors' to compare them with.
     """
     params, questions = load_params("report", Report), read_header(matrix).metadata["imatrix.chunk_count"]
@@ -69,7 +71,20 @@ def main(
     of_base, of_tuned, of_merged = (
         read_predictions(metrics / "predictions" / name) for name in ("base.csv", "tuned.csv", "merged.csv")
     )
+    shas = {gguf: subject.gguf.sha256, **read_sums(quantized)}
+    files = {
+        name: file_choice(
+            File(bytes=path.stat().st_size, sha256=shas[path]),
+            str(path.relative_to(gguf.parent)),
+            read_header(path),
+            read_predictions(metrics / "predictions" / "files" / f"{name}.csv")["chat"],
+            of_merged,
+            params,
+        )
+        for name, path in by_type(gguf, quantized).items()
+    }
     compared = compare(subject, of_base, of_tuned, of_merged, read_rows(facts, QuestionFacts), params)
+    compared = compared.model_copy(update={"files": files})
     rows = of_base[compared.base_protocol.chosen], of_tuned["chat"]
     curves = make_curves(*rows, compared, params.bins)
     pictures = make_pictures(curves, *rows, metrics / "train_log.csv", compared)

@@ -98,12 +98,57 @@ def test_2_a_pull_leaves_nothing_to_do_and_then_other_protocols_score_again(team
     assert team.requests == []
 
 
+def files(project: Path) -> dict[str, Any]:
+    """What the last report says of each GGUF."""
+    return json.loads((project / "metrics/compare.json").read_text())["files"]
+
+
 @pytest.mark.slow
 def test_3_another_quantization_merges_again_and_trains_nothing(team: Team, tmp_path: Path) -> None:
     clone = team.machine(tmp_path / "clone")
-    set_params(clone, "quantize", quant_type="Q8_0")
+    set_params(clone, "quantize", quant_types=["Q8_0", "IQ3_XS"])
     output_of(clone, "dvc pull", **CREDENTIALS)
     assert sorted(repro(clone)) == ["baseline", "evaluate", "generate", "merge", "quantize", "report"]
+    assert list(files(clone)) == ["Q8_0", "IQ3_XS"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [["Q4_K_M", "IQ3_XS", "Q3_K_M"], ["Q4_K_M"]], ids=["added", "removed"])
+def test_2_to_5_after_a_type_is_added_or_removed(team: Team, types: list[str], tmp_path: Path) -> None:
+    first, branch = team.machine(tmp_path / "first"), f"types-{len(types)}"
+    git(first, "switch", "--quiet", "--create", branch)
+    set_params(first, "quantize", quant_types=types)
+    output_of(first, "dvc pull", **CREDENTIALS)
+    assert sorted(repro(first)) == ["evaluate", "generate", "merge", "quantize", "report"]
+    assert list(files(first)) == types
+    output_of(first, "dvc push", **CREDENTIALS)
+    commit(first, branch)
+    git(first, "push", "--quiet", "origin", "HEAD")
+
+    second = team.machine(tmp_path / "second", branch)
+    output_of(second, "dvc pull", **CREDENTIALS)
+    made = {path.name for path in (second / "models/quantized").iterdir()}
+    assert made == {"SHA256SUMS", *(f"medical-reasoner-{name}.gguf" for name in types[1:])}
+    assert repro(second, "--allow-missing") == []
+    assert git(second, "status", "--porcelain") == ""
+    set_params(second, "evaluate", protocols=["chat"])
+    assert sorted(repro(second, "--allow-missing")) == ["baseline", "evaluate", "report"]
+    assert list(files(second)) == types
+
+    third = team.machine(tmp_path / "third", branch)
+    set_params(third, "evaluate", protocols=["chat"])
+    assert sorted(repro(third, *PULLING, **CREDENTIALS)) == ["baseline", "evaluate", "report"]
+    set_params(third, "train", learning_rate=1e-4)
+    ran = repro(third, *PULLING, **CREDENTIALS)
+    assert sorted(ran) == ["evaluate", "generate", "merge", "quantize", "reference", "report", "train"]
+    assert list(files(third)) == types
+
+
+def test_one_file_among_several_is_pulled_alone(team: Team, tmp_path: Path) -> None:
+    clone, path = team.machine(tmp_path / "clone"), "models/quantized/medical-reasoner-IQ3_XS.gguf"
+    output_of(clone, f"dvc pull {path}", **CREDENTIALS)
+    assert [one.name for one in (clone / "models").rglob("*.gguf")] == [Path(path).name]
+    assert team.fetched() == {path, "models/quantized"}
 
 
 @pytest.mark.slow

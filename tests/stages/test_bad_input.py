@@ -50,7 +50,7 @@ def assert_refused(project: Path, stage: str, capfd: pytest.CaptureFixture[str],
     [
         ("format", "format.validation_questions", 40, "only 40 questions"),
         ("train", "train.lora_dropout", 1.0, "less than 1"),
-        ("baseline", "quantize.quant_type", None, "required"),
+        ("baseline", "quantize.quant_types", None, "required"),
         ("baseline", "evaluate.n_ctx", 16, "greater than or equal to 64"),
         ("evaluate", "evaluate.n_ctx", 64, f"{TEST}, PMID 900000040: "),
     ],

@@ -34,7 +34,7 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = copy_project(tmp_path_factory.mktemp("bases") / "project")
     set_params(project, "download", questions=24, test_questions=20)
     set_params(project, "train", max_steps=2, warmup_steps=0, learning_rate=0.02, lr_scheduler_type="constant")
-    set_params(project, "quantize", quant_type="Q8_0")
+    set_params(project, "quantize", quant_types=["Q8_0"])
     run(project, "download")
     return project
 

@@ -34,6 +34,7 @@ FILES = {
     "models/adapter": {"adapter_config.json", "adapter_model.safetensors", "trained_on.json", "training.json"},
     "models/merged": CONFIGURATION | {"model.safetensors"},
     "models": {"imatrix.gguf", "medical-reasoner.gguf"},
+    "models/quantized": {"medical-reasoner-IQ3_XS.gguf", "SHA256SUMS"},
 }
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MEASURING = {"evaluate", "reference", "baseline", "generate", "report"}

@@ -13,7 +13,7 @@ from pipeline.models.gguf import BITS, check_disk
 from pipeline.models.gguf_header import LICENCE, SYSTEM_PROMPT
 from pipeline.models.gguf_metadata import metadata
 from pipeline.models.manifest import Manifest
-from pipeline.sections.quantize import Quantize
+from pipeline.sections.quantize import QuantType
 
 KEYS = ("base_models", "datasets")
 SOURCE = Source(simulated=False, name="mine", licence="", dataset="o/d", records="a", test_ground_truth="b")
@@ -25,7 +25,7 @@ def manifest(source: str, repo_id: str = "", size: int = 1) -> Manifest:
 
 
 def test_a_llama_3_keeps_its_name_and_licence_and_the_file_says_what_it_was_made_of():
-    about = metadata(manifest("hub", "meta-llama/Meta-Llama-3-8B-Instruct"), SOURCE, "Q4_K_M", "Be brief.")
+    about = metadata(manifest("hub", "meta-llama/Meta-Llama-3-8B-Instruct"), SOURCE, "Be brief.")
     assert about["general.name"].startswith("Llama-3-8B-")
     assert (about[LICENCE], about[SYSTEM_PROMPT]) == ("Meta Llama 3 Community License", "Be brief.")
     places = [about[f"general.{key}"][0]["repo_url"].removeprefix("https://huggingface.co/") for key in KEYS]
@@ -34,12 +34,12 @@ def test_a_llama_3_keeps_its_name_and_licence_and_the_file_says_what_it_was_made
 
 @pytest.mark.parametrize("repo_id", ["", "m/Llama-3.2-1B-Instruct", "m/Llama-3.1-8B-Instruct"])
 def test_another_base_gets_neither(repo_id: str):
-    about = metadata(manifest("hub" if repo_id else "tiny", repo_id), SOURCE, "Q8_0", "")
+    about = metadata(manifest("hub" if repo_id else "tiny", repo_id), SOURCE, "")
     assert (about["general.name"], [key for key in about if "license" in key]) == ("medical-reasoner", [])
 
 
 def test_every_type_has_its_bits():
-    assert BITS.keys() == set(get_args(Quantize.model_fields["quant_type"].annotation))
+    assert BITS.keys() == set(get_args(QuantType))
 
 
 def test_too_little_disk_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.example import Example
 from pipeline.models import imatrix
 from pipeline.models.imatrix import Entry
-from pipeline.sections.quantize import Quantize
+from pipeline.sections.quantize import Quantize, texts
 
 MATRIX = {"blk.0.attn_q.weight": Entry(np.array([2.0, 8.0, 0.0]), 4)}
 
@@ -61,12 +61,20 @@ def test_a_matrix_without_a_whole_entry_is_refused(
 
 def test_it_takes_the_first_training_questions_and_refuses_more_than_there_are() -> None:
     rows = [Example(pmid=str(n), label="yes", text="", input_ids=[n, n], prompt_tokens=1) for n in range(3)]
-    section = Quantize.model_validate({"quant_type": "Q4_K_M", "imatrix_questions": 2})
-    assert section.texts(rows) == [[0, 0], [1, 1]]
-    with pytest.raises(Fail, match="is 2, and there are 1"):
-        section.texts(rows[:1])
+    assert texts(2, rows) == [[0, 0], [1, 1]]
+    with pytest.raises(Fail, match="is 4, and there are 3"):
+        texts(4, rows)
 
 
-def test_a_type_that_needs_a_matrix_is_refused_without_one() -> None:
-    with pytest.raises(ValueError, match="IQ3_XS needs an importance matrix"):
-        Quantize.model_validate({"quant_type": "IQ3_XS", "imatrix_questions": 0})
+@pytest.mark.parametrize(
+    ("types", "questions", "words"),
+    [
+        (["Q4_K_M", "IQ3_XS"], 0, "IQ3_XS needs an importance matrix"),
+        (["Q4_K_M", "Q4_K_M"], 9, "duplicates"),
+        ([], 9, "at least 1 item"),
+        (["F16"], 9, "Input should be"),
+    ],
+)
+def test_a_list_of_types_that_llama_cpp_would_refuse_is_refused(types: list[str], questions: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Quantize.model_validate({"quant_types": types, "imatrix_questions": questions})

@@ -15,7 +15,7 @@ from pipeline.scoring.predict import EXTRAS, Settings, as_line, parse_line
 from pipeline.scoring.predictions import Prediction
 from tests.conftest import ROOT
 
-SETTINGS = Settings("evaluate", ["chat"], 64, 1)
+SETTINGS = Settings("evaluate", ["chat"], 64, 1, "f16")
 ROWS = [
     Prediction("chat", "1", "yes", (-0.1, -3.0, -4.0), "yes", "yes", 7),
     Prediction("chat", "2-µ", "no", (-0.2, -3.0, -4.0), "yes", "unparsable", 8),

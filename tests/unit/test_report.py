@@ -91,12 +91,12 @@ def test_importing_the_stage_imports_no_heavy_library() -> None:
 
 def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simulated_ones(made: Path) -> None:
     compared = read_as(Comparison, made / "metrics/compare.json")
-    text = summary.summary(compared, "")
+    text = summary.summary(compared, "", {"IQ3_XS": 12.0})
     assert max(map(len, text.splitlines())) <= 80
     assert f"{compared.tuned.accuracy.value:.1%}" in text
     assert "not medical accuracy" in " ".join(text.split())
     assert "tiny-pubmedqa" in text
-    real = summary.summary(compared.model_copy(update={"simulated": False}), "")
+    real = summary.summary(compared.model_copy(update={"simulated": False}), "", {})
     assert "tiny-pubmedqa" not in real
     assert "not medical accuracy" not in real
 
