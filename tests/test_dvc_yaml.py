@@ -230,7 +230,7 @@ def test_a_path_is_written_by_one_stage_and_read_as_a_whole_output_or_a_file_of_
 
 @every_stage
 def test_no_stage_reads_times_and_memory_which_differ_in_every_run(stage: str) -> None:
-    assert not [dep for dep in STAGES[stage]["deps"] if "resources" in dep or "memory" in dep]
+    assert not [dep for dep in data_dependencies(stage) if "resources" in dep or "memory" in dep]
 
 
 # Packages
