@@ -11,7 +11,7 @@ import typer
 from pipeline.core.errors import Fail
 from pipeline.core.files import read_as
 from pipeline.core.json_files import read_json_object
-from pipeline.reporting.comparison import BASE, TUNED, Comparison, advice, note, results, verdict, warnings
+from pipeline.reporting.comparison import BASE, TUNED, Comparison, advice, listed, note, results, verdict, warnings
 
 COMPARISON, RESOURCES = Path("metrics/compare.json"), Path("metrics/evaluate_resources.json")
 GGUF = Path("models/medical-reasoner.gguf")
@@ -48,7 +48,7 @@ def summary(comparison: Comparison, against_git: str, speeds: dict[str, float]) 
         interval = f"{row.accuracy.low:.1%} to {row.accuracy.high:.1%}"
         table.append(f"{name:30}{row.accuracy.value:9.1%}{interval:>18}{row.macro_f1:11.1%}")
     files = [f"{'file':10}{'MB':>9}{'accuracy':>10}{'changed':>9}{'KL':>9}{'VRAM, MiB':>11}{'card':>7}{'tokens/s':>11}"]
-    for kind, file in comparison.files.items():
+    for kind, file in listed(comparison).items():
         figures = [
             f"{file.bytes / 1e6:,.1f}",
             f"{file.accuracy.value:.1%}",

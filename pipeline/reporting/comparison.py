@@ -138,7 +138,7 @@ class Comparison(Subject):
     merged_minus_base: Difference | None = None
     tuned_minus_merged: Quantization | None = None
     slices: dict[str, dict[str, Slice]]  # of the tuned model: kind of slice, then its value
-    files: dict[str, FileChoice] = Field(default_factory=dict)  # by type, the headline first
+    files: dict[str, FileChoice] = Field(default_factory=dict)  # by type
 
 
 def models(comparison: Comparison) -> dict[str, Model]:
@@ -180,6 +180,11 @@ def verdict(comparison: Comparison, difference: Difference, first: str, other: s
         f"questions ({comparison.confidence:.0%} interval; McNemar's exact test, {p_value(difference.mcnemar_p)}): "
         f"{'not distinguishable from noise' if noise else better}.{more}"
     )
+
+
+def listed(comparison: Comparison) -> dict[str, FileChoice]:
+    """Type -> file, the headline first: JSON keeps no order."""
+    return dict(sorted(comparison.files.items(), key=lambda item: ("/" in item[1].path, -item[1].bytes)))
 
 
 def best(files: dict[str, FileChoice]) -> str:

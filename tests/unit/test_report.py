@@ -11,7 +11,7 @@ import pytest
 from pipeline.commands import summary
 from pipeline.core.errors import Fail
 from pipeline.core.files import read_as, sha256
-from pipeline.reporting.comparison import Comparison
+from pipeline.reporting.comparison import Comparison, advice, listed
 from pipeline.scoring.predictions import read_predictions, write_predictions
 from tests.tables import OUTPUTS, ROOT, TFIDF, make_report, write_inputs
 
@@ -66,6 +66,45 @@ def test_curves_hold_what_the_comparison_says(made: Path) -> None:
     assert len(rows) == 5
     with (made / "metrics/curves/right_label.csv").open() as file:
         assert len(list(csv.DictReader(file))) == compared.questions
+
+
+def test_the_choice_table_has_each_file_and_says_which_is_for_whom(made: Path) -> None:
+    compared = read_as(Comparison, made / "metrics/compare.json")
+    files = listed(compared)
+    assert list(files) == ["Q4_K_M", "IQ3_XS"]
+    other = files["IQ3_XS"]
+    assert other.sha256 == sha256(made / "quantized/medical-reasoner-IQ3_XS.gguf")
+    lost = compared.tuned_minus_merged
+    assert lost
+    headline = files["Q4_K_M"]
+    assert (headline.accuracy, headline.changed) == (compared.tuned.accuracy, lost.changed)
+    assert headline.kl == lost.renormalised.kl_merged_to_tuned
+    assert other.accuracy.value < compared.tuned.accuracy.value
+    assert other.vram_mib
+    cache = 32 * 2 * 8 * 128 * 8.5 / 8 / 2**20  # MiB of a token of Llama-3-8B at q8_0
+    assert other.vram_mib.tokens_8192 - other.vram_mib.tokens_2048 > 6144 * cache
+    text = summary.summary(compared, "", {"IQ3_XS": 12.0})
+    for page in (text, *((made / "release" / name).read_text() for name in ("README.md", "RUN.md"))):
+        assert page.index("Q4_K_M") < page.index("IQ3_XS")
+        assert advice(compared) in " ".join(page.split())
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        (
+            {"Q4_K_M": 6, "IQ3_XS": 4},
+            "IQ3_XS on a card of 4 GB; Q4_K_M on a card of 6 GB or more; without a card Q4_K_M",
+        ),
+        ({"Q4_K_M": 6}, "Q4_K_M on a card of 6 GB or more; without a card Q4_K_M"),
+    ],
+)
+def test_each_card_gets_the_file_closest_to_16_bits_that_it_holds(
+    made: Path, cards: dict[str, int], expected: str
+) -> None:
+    compared = read_as(Comparison, made / "metrics/compare.json")
+    files = {name: compared.files[name].model_copy(update={"card_gb": card}) for name, card in cards.items()}
+    assert expected in advice(compared.model_copy(update={"files": files}))
 
 
 def test_every_picture_says_that_the_data_are_simulated(made: Path) -> None:
