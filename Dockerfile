@@ -1,4 +1,4 @@
-# The default run on the CPU, or a profile on a card: docs/running.md.
+# The default run on the CPU, or a profile on a card: docs/container.md.
 ARG IMAGE=ubuntu:24.04
 FROM ${IMAGE}
 

@@ -41,6 +41,7 @@ FACTS = (
 )
 MODELS = ("base", "tuned", "tfidf", "majority")  # keys of metrics/compare.json
 TARGET = "Meta-Llama-3-8B-Instruct"
+TIMED = {"tiny, two cores": "repro.tiny", "SmolLM2, GPU": "smollm2", "8B, H100": "rehearsal"}  # columns -> runs
 SMOLLM2 = HERE / "runs" / "smollm2-135m"  # by benchmarks/smollm2_run.py
 
 Read = Callable[[Path], str | None]  # the text of a file, None if it is not there
@@ -104,20 +105,21 @@ def result_table(read: Read, runs: Iterable[Path]) -> list[str]:
 
 
 def stage_table(read: Read) -> list[str]:
-    """Each stage of dvc.yaml: what it reads and writes, its sections of params.yaml, and its time in two runs."""
+    """Each stage of dvc.yaml: what it reads and writes, its sections of params.yaml, and its times where measured."""
     times = {
         key: f"{round(row['value']) // 60}:{round(row['value']) % 60:02d}" for key, row in figures_in(read).items()
     }
+    timed = {title: run for title, run in TIMED.items() if f"{run}.train.wall_s" in times}
     lines = [
-        "| stage | reads | writes | parameters | tiny, two cores | 8B, H100 |",
-        "| --- | --- | --- | --- | --: | --: |",
+        f"| {' | '.join(['stage', 'reads', 'writes', 'parameters', *timed])} |",
+        f"| {' | '.join(['---'] * 4 + ['--:'] * len(timed))} |",
     ]
     for stage, about in YAML(typ="safe").load(read(ROOT / "dvc.yaml"))["stages"].items():
         sections = ", ".join(f"`{name}`" for name in about.get("params", ()) if isinstance(name, str))
-        cells = [times.get(f"{run}.{stage}.wall_s", "") for run in ("repro.tiny", "rehearsal")]
+        cells = [times.get(f"{run}.{stage}.wall_s", "") for run in timed.values()]
         lines.append(f"| {' | '.join([f'`{stage}`', *STAGES.get(stage, NEW), sections, *cells])} |")
-    whole = [times.get(f"{run}.wall_s", "") for run in ("repro.tiny", "rehearsal")]
-    return [*lines, f"| whole run | | | | {' | '.join(whole)} |"]
+    whole = [times.get(f"{run}.wall_s", "") for run in timed.values()]
+    return [*lines, f"| {' | '.join(['whole run', '', '', '', *whole])} |"]
 
 
 def card_tables(read: Read) -> list[str]:

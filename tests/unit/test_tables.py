@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import RESULTS, ROOT
-from benchmarks.tables import SMOLLM2, TARGET, result_table
+from benchmarks.tables import SMOLLM2, TARGET, result_table, stage_table
 
 OTHER = SMOLLM2.with_name("another-model")
 NOTE = "dequantized from a GGUF"
@@ -61,3 +61,10 @@ def test_mean_and_spread_over_seeds_are_below_the_table() -> None:
     assert rows(files)[1] == [
         "SmolLM2, tuned, mean of 5 seeds: accuracy 63.2 % (standard deviation 1.1), macro-F1 42.0 %."
     ]
+
+
+def test_a_run_that_was_not_timed_has_no_column() -> None:
+    pipeline = "stages: {train: {params: [train]}, errors: {}}"
+    timed = {"figures": {"smollm2.train.wall_s": {"value": 61.7, "unit": "s"}}}
+    table = stage_table({ROOT / "dvc.yaml": pipeline, RESULTS: json.dumps(timed)}.get)
+    assert [line.split(" | ")[4:] for line in table] == [["SmolLM2, GPU |"], ["--: |"], ["1:02 |"], [" |"], [" |"]]
