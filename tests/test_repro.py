@@ -143,16 +143,16 @@ def test_a_pin_reaches_the_stages_whose_result_it_can_change(extra: str, finishe
 @pytest.mark.parametrize(
     ("edit", "expected"),
     {
-        "pipeline/models/hub.py": "base",
+        "pipeline/models/hub.py": "artificial base",
         "pipeline/models/weights.py": "",
-        "pipeline/models/directory.py": "base merge quantize reference",
+        "pipeline/models/directory.py": "artificial base merge quantize reference",
         "pipeline/simulated/trials.py": "download",
         "pipeline/sections/report.py": "report",
         "pipeline/sections/generate.py": "generate",
         "pipeline/run.py": "",
         "pipeline/commands/ask.py": "",
         "models/adapter/training.json": "train merge report",
-        "data/formatted/system_prompt.txt": "format quantize",
+        "data/formatted/system_prompt.txt": "artificial format quantize",
     }.items(),
 )
 def test_an_edit_reaches_no_more_than_this(edit: str, expected: str, finished: Path) -> None:
