@@ -107,10 +107,10 @@ def fit(
     set_seed(params.seed)  # before LoRA's A is drawn: TrainingArguments' own seed is set too late for it
     with memory_errors(params.section):
         model, tokenizer = quantized_lora(params, directory)
-        if start:
-            load_adapter(model, start)
         training, held_out = (iterate_rows(path, Example) for path in (train, validation))
         trainer = build_trainer(params, model, tokenizer, training, held_out, work)
+        if start:  # now: building the trainer rounds to bfloat16
+            load_adapter(model, start)
         trainer.add_callback(step_recorder(params.section))
         with trainer.accelerator.main_process_first():  # which removes what is incomplete
             checkpoint = last_checkpoint(work)
