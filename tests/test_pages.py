@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,16 @@ def test_every_file_of_the_project_that_is_named_exists(page: Path) -> None:
 
 
 @every_page
+def test_every_patch_applies(page: Path) -> None:
+    texts = [block.text for block in fenced(page) if block.language == "sh"]
+    for patch in re.findall(r"^git apply <<'END'\n(.*?)^END$", "\n".join(texts), re.MULTILINE | re.DOTALL):
+        subprocess.run(["git", "apply", "--check"], input=patch, text=True, cwd=ROOT, check=True)
+
+
+@every_page
 def test_every_target_command_module_and_stage_exists(page: Path) -> None:
     text = commands(page)
-    assert set(re.findall(r"\bmake ([a-z][a-z-]*)$", text, re.MULTILINE)) <= TARGETS
+    assert set(re.findall(r"^(?:\w+=\S+ )*make ([a-z][a-z-]*)", text, re.MULTILINE)) <= TARGETS
     assert set(re.findall(r"python3? -m pipeline ([a-z-]+)", text)) <= COMMANDS.keys()
     modules = set(re.findall(r"python3? -m ((?:pipeline|benchmarks|tools)(?:\.\w+)+)", text))
     assert [module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").is_file()] == []
@@ -92,7 +100,3 @@ def test_the_documented_client_asks_in_the_words_of_the_prompt() -> None:
     exec("\n".join(ast.unparse(node) for node in assignments if ast.unparse(node.targets[0]) in names), {}, found)
     system_prompt = yaml.load(ROOT / "profiles/tiny.yaml")["format"]["system_prompt"]
     assert found["messages"] == messages(system_prompt, "Does belacine reduce knee pain?", "PASTE IT HERE")
-
-
-def test_readme_has_at_most_120_lines() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
