@@ -252,7 +252,7 @@ def test_github_would_draw_the_comments_tables_and_folds(project: Path, capsys: 
     set_params(project, "train", lora_alpha=32)
     write(project, table(range(4, 38)), BASE_TABLE)
     page = MarkdownIt().enable("table").render(commented(capsys))
-    assert page.count("<table>") == 3  # figures, parameters, all metrics
+    assert page.count("<table>") == 4  # figures, parameters, slices, all metrics
     assert page.count("<details>") == page.count("</details>") == 3
     assert page.count("<img ") == 3
     assert "&lt;" not in page

@@ -55,10 +55,13 @@ def write_metrics(directory: Path, vram: float = 5000.0) -> None:
     lengths = [(split, rng.randint(200, 700)) for split in splits for _ in range(40)]
     write_csv(directory / "token_lengths.csv", ["split", "tokens"], lengths)
     log = [(i, 3 / i, 2.0 if i == 8 else "", 1e-4 * i, 1.5) for i in steps]
-    write_csv(directory / "train_log.csv", ["step", "loss", "validation_loss", "learning_rate", "grad_norm"], log)
+    for phase in ("train", "pretrain"):
+        columns = ["step", "loss", "validation_loss", "learning_rate", "grad_norm"]
+        write_csv(directory / f"{phase}_log.csv", columns, log)
     memory = [(i, 900.5, vram, vram * 1.1) for i in steps]
     columns = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
-    write_csv(directory / "train_memory.csv", columns, memory)
+    for phase in ("train", "pretrain"):
+        write_csv(directory / f"{phase}_memory.csv", columns, memory)
 
 
 @pytest.fixture
