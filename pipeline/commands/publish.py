@@ -13,6 +13,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import read_text, sha256
 from pipeline.models.gguf_header import LICENCE, LLAMA_3_LICENCE, read_header
 from pipeline.models.hub import check_token, http_status
+from pipeline.models.quantized import read_sums
 from pipeline.reporting.release import SUMS, public_name
 
 MOVED = ("Modelfile", "RUN.md", SUMS)  # they name the GGUF relative to models/ and models/release/
@@ -37,7 +38,9 @@ def collect(repo_id: str, release: Path, gguf: Path) -> dict[str, Path | bytes]:
         page: read_text(pages[page]).replace(f"../{gguf.name}", name).replace(gguf.name, name).replace("release/", "")
         for page in MOVED
     }
-    return {**pages, **{page: text.encode() for page, text in moved.items()}, name: gguf}
+    quantized = gguf.parent / "quantized"
+    others = {f"quantized/{path.name}": path for path in (read_sums(quantized) if quantized.is_dir() else ())}
+    return {**pages, **{page: text.encode() for page, text in moved.items()}, name: gguf, **others}
 
 
 def upload(repo_id: str, files: dict[str, Path | bytes]) -> str:

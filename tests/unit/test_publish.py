@@ -59,7 +59,9 @@ def test_without_upload_it_lists_names_and_sizes_and_sends_nothing(
 def test_the_repository_holds_the_release_and_the_gguf_under_its_public_name(hub: Server) -> None:
     run(really=True)
     files = hub.committed
-    assert files.keys() == {path.name for path in RELEASE.iterdir()} | {NAME}
+    others = {f"quantized/{path.name}" for path in (GGUF.parent / "quantized").glob("*.gguf")}
+    assert others
+    assert files.keys() == {path.name for path in RELEASE.iterdir()} | {NAME} | others
     assert files[NAME] == GGUF.read_bytes()
     assert files["README.md"] == (RELEASE / "README.md").read_bytes()
     assert files["SHA256SUMS"].decode() == f"{hashlib.sha256(files[NAME]).hexdigest()}  {NAME}\n"
