@@ -24,7 +24,7 @@ from tests.stages.helpers import TINY_BASE, call, examples, numbers, questions, 
 CONFIGURATION = {"chat_template.jinja", "config.json", "generation_config.json", "manifest.json"}
 CONFIGURATION |= {"tokenizer.json", "tokenizer_config.json"}
 FILES = {
-    "data": {"answers.jsonl"},
+    "data": {"answers.jsonl", "artificial.jsonl"},
     "data/raw": {"ori_pqal.json", "source.json", "test_ground_truth.json"},
     "data/formatted": {
         f"{name}.jsonl" for name in ("conclusions", "test", "test_facts", "train", "validation", "validation_questions")
