@@ -130,7 +130,8 @@ def card_tables(read: Read) -> list[str]:
         values = (format(figures[key]["value"], form) if key in figures else "" for key, form in cells)
         return f"| {' | '.join([name, *values])} |"
 
-    stages = {stage: f"rehearsal.{stage}" for stage in STAGES} | {"whole run": "rehearsal"}
+    measured = [stage for stage in STAGES if f"rehearsal.{stage}.wall_s" in figures]
+    stages = {stage: f"rehearsal.{stage}" for stage in measured} | {"whole run": "rehearsal"}
     layers = {name: f"evaluate.cuda.{name}_layers" for name in ("33", "24", "16")}
     return [
         "| what | measured |",
