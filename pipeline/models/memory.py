@@ -227,11 +227,11 @@ def stages(
     training = CUDA_PROCESS + host if on_card else PROCESS + training_vram(shape, params, params.max_length)
     build, score = PROCESS + round(PER_WIDEST * widest), 2 * PROCESS
     needs = {
+        "baseline": Needs(fetched + wide + files[0], build),  # before train: no merged model lies beside it
         "train": Needs(fetched + adapter + CHECKPOINTS * state, training),
         "merge": Needs(merged, PROCESS + widest),
         "quantize": Needs(kept + wide, build),
         "evaluate": Needs(kept, score),
         "reference": Needs(kept + wide, build),
-        "baseline": Needs(kept + wide + files[0], build),
     }
     return needs if reference else {name: row for name, row in needs.items() if name != "reference"}

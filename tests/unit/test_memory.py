@@ -142,7 +142,7 @@ def test_a_reference_and_another_file_take_disk():
 
     one, two = disk([10], False), disk([10, 7], True)
     assert two["reference"] == two["quantize"] == one["quantize"] + 7
-    assert (two["baseline"], two["merge"]) == (one["baseline"] + 7, one["merge"])
+    assert (two["quantize"], two["baseline"]) == (one["quantize"] + 7, one["baseline"])
 
 
 @pytest.mark.parametrize("config", [{"hidden_size": 8}, {"num_local_experts": 8, **dict.fromkeys(["hidden_size"], 1)}])

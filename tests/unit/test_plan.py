@@ -22,10 +22,11 @@ PROFILES = ("llama3-8b-t4", "llama3-8b")
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the T4 profile on a machine without a card and without a hub."""
+    """A directory with the T4 profile for one file, on a machine without a card and without a hub."""
     from huggingface_hub import constants
 
     shutil.copyfile(ROOT / "profiles" / "llama3-8b-t4.yaml", tmp_path / "params.yaml")
+    set_params(tmp_path, "quantize", quant_types=["Q4_K_M"])
     (tmp_path / "llama.json").write_text(json.dumps(CONFIG))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -99,7 +100,7 @@ def test_a_small_card_and_a_small_disk_get_advice(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000_000_000))
     text = said(capsys)
     assert "This machine: Small, 4,096 MiB" in text
-    assert "disk: baseline needs 58.2 GB and 20.0 GB are free; free some or set HF_HOME" in text
+    assert "disk: quantize needs 53.4 GB and 20.0 GB are free; free some or set HF_HOME" in text
     assert "Small: training does not fit" in text
     assert "Small: evaluate needs N_GPU_LAYERS=23" in text
 
