@@ -100,7 +100,7 @@ def test_a_small_card_and_a_small_disk_get_advice(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000_000_000))
     text = said(capsys)
     assert "This machine: Small, 4,096 MiB" in text
-    assert "disk: quantize needs 53.4 GB and 20.0 GB are free; free some or set HF_HOME" in text
+    assert "disk: quantize needs 53.3 GB and 20.0 GB are free; free some or set HF_HOME" in text
     assert "Small: training does not fit" in text
     assert "Small: evaluate needs N_GPU_LAYERS=23" in text
 
