@@ -19,7 +19,7 @@ LICENCE = "general.license.name"
 LLAMA_3_LICENCE = "Meta Llama 3 Community License"
 
 VERSION = 3
-FALLBACKS = {"IQ4_NL", "Q5_0", "Q5_1", "Q8_0", "F16"}  # llama-quant.cpp
+FALLBACKS = {"IQ4_NL", "Q4_0", "Q5_0", "Q5_1", "Q8_0", "F16"}  # llama-quant.cpp
 MAX_ENTRIES = 1 << 16  # keys, and tensors: llama.cpp's files have dozens of keys and hundreds of tensors
 SCALARS = dict(enumerate(["B", "b", "<H", "<h", "<I", "<i", "<f", "?"])) | {10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -108,8 +108,9 @@ class Header(NamedTuple):
 
     @property
     def fallbacks(self) -> dict[str, int]:
-        """The types that llama.cpp used in place of K-quants, whose rows must be a multiple of 256."""
-        return {name: count for name, count in self.types.items() if name in FALLBACKS and "_K" in self.file_type}
+        """The types that llama.cpp used in place of those whose rows must be a multiple of 256, and their numbers."""
+        by_256 = "_K" in self.file_type or self.file_type.startswith(("IQ3_", "IQ4_XS"))
+        return {name: count for name, count in self.types.items() if by_256 and name in FALLBACKS}
 
 
 def parse(cursor: Cursor) -> Header:

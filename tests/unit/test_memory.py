@@ -49,6 +49,8 @@ def test_without_weights_the_tensors_are_those_of_the_real_quantizer(shape: Shap
     assert Shape.of_gguf(header) == shape
     found = {name: tensor._replace(offset=0) for name, tensor in header.tensors.items()}
     assert quantized(shape, [quant_type], matrix=False)[quant_type] == found
+    odd_rows = [len(tensor.shape) > 1 and tensor.shape[0] % 256 > 0 for tensor in found.values()]
+    assert sum(header.fallbacks.values()) == sum(odd_rows)
 
 
 @pytest.mark.parametrize(("quant_type", "expected"), TABLE.items())
