@@ -149,12 +149,16 @@ def _micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_limit_that_a_question_exceeds_is_named_before_anything_is_trained():
     fits = {"train": [example("1", 1024)], "validation": [example("2", 9)], "test": [example("3", 2000, prompt=2041)]}
     check_lengths(fits, Path("base"))
-    long = {"train": [example("1", 3000)], "validation": [example("2", 1025)], "test": [example("3", 9, prompt=2042)]}
+    long = {
+        "train": [example("1", 3000)],
+        "validation": [example("2", 1025, prompt=2050)],
+        "test": [example("3", 9, prompt=2042)],
+    }
     with pytest.raises(Fail) as failure:
         check_lengths(long, Path("base"))
     words = ["train.max_length is 1024 tokens and 2 questions need up to 3000 (PMID 1, 2)", "evaluate.n_ctx is 2048"]
     assert [
-        word for word in [*words, "need up to 2049 (PMID 3)", "context is 2048"] if word not in str(failure.value)
+        word for word in [*words, "need up to 2050 (PMID 2, 3)", "context is 2048"] if word not in str(failure.value)
     ] == []
 
 
