@@ -89,7 +89,7 @@ def examples(
     max_length: int,
     counts: Counter[str],
 ) -> Iterator[Example]:
-    """The examples that share nothing with the test questions; the others are counted."""
+    """The examples that share nothing with the test questions, the others counted; raises `Fail` if none is left."""
     template, encoder, control = read_template(base), Encoder(base), control_tokens(base)
     asked = set[tuple[str, ...]]().union(*(ngrams([row.question, *row.contexts], N) for row in test.values()))
     for pmid, record in records:
@@ -104,6 +104,8 @@ def examples(
             else:
                 counts["examples"] += 1
                 yield example.model_copy(update={"text": ""})  # which only the text baselines read
+    if not counts["examples"]:
+        raise Fail(f"params.yaml: pretrain.file: none of its {counts['questions']} questions is usable; choose another")
 
 
 def main(raw: Path, base: Path, system_prompt: Path, output: Path, metrics: Path, resources: Path) -> None:
@@ -120,8 +122,5 @@ def main(raw: Path, base: Path, system_prompt: Path, output: Path, metrics: Path
         records = read_records(fetch(params), counts)
         rows = examples(records, test, base, read_text(system_prompt), params.max_length, counts)
     write_rows(output, rows)
-    if isinstance(params, Pretrain) and not counts["examples"]:
-        output.unlink()
-        raise Fail(f"params.yaml: pretrain.file: none of its {counts['questions']} questions is usable; choose another")
     write_json(metrics, {name: counts[name] for name in COUNTS})
     write_json(resources, usage.figures())
