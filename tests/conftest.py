@@ -1,13 +1,11 @@
 """A temporary copy of the project on the micro profile. No test reads the committed params.yaml or results."""
 
 import fcntl
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,26 +105,6 @@ def stages_named(output: str) -> list[str]:
     """The stages that an output of `dvc repro` says are run."""
     lines = [line for line in output.splitlines() if line.startswith("Running stage '")]
     return [line.split("'")[1] for line in lines]
-
-
-@contextmanager
-def tried(kind: str, fault: str) -> Iterator[list[str]]:
-    """A row for the table of benchmarks/faults.py, which names a file in TALLY: survived if nothing is raised.
-
-    The test appends what the user saw to the list, in words that a reader of the table understands.
-    """
-    seen: list[str] = []
-    survived = False
-    try:
-        yield seen
-        assert seen, fault
-        survived = True
-    finally:
-        if path := os.environ.get("TALLY"):
-            row = {"kind": kind, "fault": fault, "survived": survived, "seen": seen[-1] if seen else "nothing"}
-            row["test"] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
-            with Path(path).open("a") as file:
-                file.write(json.dumps(row) + "\n")
 
 
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str]) -> Path:

@@ -40,7 +40,7 @@ def test_after_a_run_that_rounds_differently_the_check_and_the_tests_pass(micro:
     assert {"params.yaml", "dvc.lock", "metrics/compare.json", "metrics/predictions/tuned.csv"} <= changed
     output_of(project, "python3 -m benchmarks.record --check")
     pytest_alone = f"env -u PYTEST_XDIST_WORKER python3 -m pytest -q -p no:cacheprovider --basetemp={tmp_path}/inner"
-    output_of(project, f"{pytest_alone} {TESTS}", MICRO=str(micro.parent), TALLY="")
+    output_of(project, f"{pytest_alone} {TESTS}", MICRO=str(micro.parent))
 
 
 def test_no_test_names_a_committed_file_of_a_run() -> None:

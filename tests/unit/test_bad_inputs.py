@@ -23,7 +23,7 @@ from pipeline.scoring.predictions import COLUMNS, read_predictions
 from pipeline.scoring.protocols import PROTOCOLS, answer, as_question
 from pipeline.simulated.trials import records as trials
 from pipeline.stages.merge import check_adapter
-from tests.conftest import tried, yaml
+from tests.conftest import yaml
 from tests.unit.test_params import PROFILES, SECTIONS
 
 CASES = int(os.environ.get("BAD_INPUTS", "20"))  # benchmarks/faults.py: many more
@@ -43,19 +43,16 @@ values = st.recursive(
 )
 
 
-def attempt(fault: str, action: Callable[[], Any], right: Callable[[Any], None]) -> None:
+def attempt(action: Callable[[], Any], right: Callable[[Any], None]) -> None:
     """Run `action`: it has to raise one clean sentence without SECRET, or to return a value that `right` accepts."""
     try:
         value = action()
     except Fail as error:
-        with tried("bad_inputs", fault) as seen:
-            seen.append(str(error))
-            assert seen[0].isprintable()
-            assert SECRET not in seen[0]
+        said = str(error)
     else:
-        with tried("inputs_accepted", f"{fault}, still valid") as seen:
-            right(value)
-            seen.append("nothing: it is still as it has to be")
+        return right(value)
+    assert said.isprintable()
+    assert SECRET not in said
 
 
 @st.composite
@@ -96,7 +93,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def attempt_section(fault: str, section: str) -> None:
+def attempt_section(section: str) -> None:
     """Its values have to be those of params.yaml and no others, and of the types that are written there."""
 
     def right(found: dict[str, Any]) -> None:
@@ -104,7 +101,7 @@ def attempt_section(fault: str, section: str) -> None:
         assert found == written
         assert all(type(value) in {type(written[name]), float} for name, value in found.items())
 
-    attempt(f"params.yaml: {fault}", lambda: load_params(section, SECTIONS[section]).model_dump(), right)
+    attempt(lambda: load_params(section, SECTIONS[section]).model_dump(), right)
 
 
 @many
@@ -113,7 +110,7 @@ def attempt_section(fault: str, section: str) -> None:
 def test_parameters(section: str, data: st.DataObject):
     found = changed(data.draw, data.draw(st.sampled_from(SECTIONS_OF_PROFILES))[section])
     Path("params.yaml").write_text(json.dumps({section: found}, allow_nan=True), errors="replace")
-    attempt_section("values", section)
+    attempt_section(section)
 
 
 # What YAML has and JSON has not, well formed and not.
@@ -155,7 +152,7 @@ def yaml_texts(draw: st.DrawFn) -> bytes:
 def test_a_params_file(body: bytes):
     Path("params.yaml").write_bytes(body)
     for section in SECTIONS:
-        attempt_section("text", section)
+        attempt_section(section)
 
 
 @many
@@ -172,7 +169,7 @@ def test_records(data: st.DataObject):
         for name, record in dataset.records.items():  # what becomes of it can be written
             json.dumps([as_question(name, record, "system").model_dump(), answer(record)], ensure_ascii=False).encode()
 
-    attempt("records", lambda: read_dataset(Path("records"), Path("truth"), "records", "truth"), right)
+    attempt(lambda: read_dataset(Path("records"), Path("truth"), "records", "truth"), right)
 
 
 EXAMPLE = {"pmid": "1", "label": "yes", "text": SECRET, "input_ids": [1, 2, 3], "prompt_tokens": 2}
@@ -189,7 +186,7 @@ def test_rows(row: Any, data: st.DataObject):
     def right(accepted: list[Any]) -> None:
         assert [value.model_dump() for value in accepted] == rows
 
-    attempt("examples and questions", lambda: read_rows(Path("x.jsonl"), type(row)), right)
+    attempt(lambda: read_rows(Path("x.jsonl"), type(row)), right)
 
 
 FILES = [{"name": "model.safetensors", "size": 3, "sha256": "0" * 64}]
@@ -210,7 +207,7 @@ def test_adapters_and_manifests(data: st.DataObject):
         assert found == [FILES, FILES]
         assert 0 < config["lora_alpha"] / config["r"] < float("inf")
 
-    attempt("adapters", lambda: check_adapter(Path(), read_manifest(Path())), right)
+    attempt(lambda: check_adapter(Path(), read_manifest(Path())), right)
 
 
 TABLE = [
@@ -230,4 +227,4 @@ def test_predictions(body: bytes):
             assert (protocol in PROTOCOLS, len({row.pmid for row in rows})) == (True, len(rows))
             assert all({row.label, row.prediction} <= set(LABELS) for row in rows)
 
-    attempt("predictions", lambda: read_predictions(Path("tuned.csv")), right)
+    attempt(lambda: read_predictions(Path("tuned.csv")), right)

@@ -13,7 +13,6 @@ from pipeline.core.errors import Fail
 from pipeline.core.source import Source
 from pipeline.sections.download import File
 from pipeline.stages.download import ATTEMPTS, fetch, main, retry_after
-from tests.conftest import tried
 from tests.hub import Answer, Server, serve
 
 BODY = b"every byte of the file\n" * 5000
@@ -65,10 +64,8 @@ PASSING: dict[str, tuple[list[Answer], list[int]]] = {
 def test_faults_that_pass_end_in_the_right_file(server: Server, waits: list[float], tmp_path: Path, fault: str):
     answers, waited = PASSING[fault]
     server.answers |= {"/elsewhere": [GOOD], PATH: answers.copy()}
-    with tried("downloads", f"data: {fault}, for a while") as seen:
-        fetch(f"{server.url}/a@b/", FILE, tmp_path / "raw.json")
-        assert (tmp_path / "raw.json").read_bytes() == BODY
-        seen.append("the right file")
+    fetch(f"{server.url}/a@b/", FILE, tmp_path / "raw.json")
+    assert (tmp_path / "raw.json").read_bytes() == BODY
     assert waits == waited
     assert [path.name for path in tmp_path.iterdir()] == ["raw.json"]
 
@@ -102,12 +99,11 @@ def test_faults_that_stay_end_in_one_sentence_without_a_password(server: Server,
     server.answers[PATH] = [answer]
     target = tmp_path / "raw.json"
     target.write_text("old")
-    with tried("downloads", f"data: {fault}, always") as seen:
-        with pytest.raises(Fail, match=problem) as failure:
-            fetch(server.url.replace("://", "://reader:se:c@ret@") + "/a@b", FILE, target)
-        seen.append(str(failure.value).replace(server.url, "http://mirror"))
-        assert (seen[0].isprintable(), "http://mirror/a@b" in seen[0], "ret@" in seen[0]) == (True, True, False)
-        assert server.count(PATH) == tries
+    with pytest.raises(Fail, match=problem) as failure:
+        fetch(server.url.replace("://", "://reader:se:c@ret@") + "/a@b", FILE, target)
+    said = str(failure.value)
+    assert (said.isprintable(), f"{server.url}/a@b" in said, "ret@" in said) == (True, True, False)
+    assert server.count(PATH) == tries
     assert (target.read_text(), list(tmp_path.iterdir())) == ("old", [target])
 
 

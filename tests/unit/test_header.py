@@ -13,7 +13,6 @@ import pytest
 from pipeline.core.errors import Fail
 from pipeline.models import gguf_header
 from pipeline.models.gguf_header import read_header, read_metadata
-from tests.conftest import tried
 
 CASES = int(os.environ.get("BAD_INPUTS", "40"))  # benchmarks/faults.py: many more
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -140,8 +139,5 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_read_as_the_library_reads_
             found = read_metadata(path)
         except Fail as error:
             said = str(error)
-        kind = ("bad_inputs", "a damaged GGUF") if said else ("inputs_accepted", "a damaged GGUF, still whole")
-        with tried(*kind) as seen:
-            assert said.isprintable()
-            assert said or found.keys() == by_the_library(path).keys()
-            seen.append(said or "nothing: it is still a whole GGUF, for the gguf library too")
+        assert said.isprintable()
+        assert said or found.keys() == by_the_library(path).keys()
