@@ -5,12 +5,9 @@ directory whose files have the manifest's sha256, or fails: an edit of it cannot
 it, and an edit of hub access retrains nothing.
 """
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-from pipeline.core.errors import Fail
+from pipeline.core.process import run_module
 
 
 def weights_directory(base: Path, verify: bool = True) -> Path:
@@ -19,14 +16,4 @@ def weights_directory(base: Path, verify: bool = True) -> Path:
     Fetches a hub model's files at the manifest's commit where the hub's cache lacks them. With `verify` false only
     sizes are checked, for a stage that hashes each file itself while it reads it.
     """
-    command = [sys.executable, "-m", "pipeline.models.weights", str(base), *([] if verify else ["--sizes"])]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # at Ctrl-C this process ends it, and speaks
-    )
-    if done.returncode:
-        raise Fail(done.stdout.strip() or "the base's weights could not be read; the lines above say why")
-    return Path(done.stdout.strip())
+    return Path(run_module("pipeline.models.weights", str(base), *([] if verify else ["--sizes"])))

@@ -10,9 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import scratch
+from pipeline.core.process import run_module
 from pipeline.models import imatrix
 from pipeline.models.gguf_header import Tensor, read_header
 from pipeline.models.manifest import Manifest
@@ -93,18 +91,11 @@ def check_convertible(model: Path, source: str) -> None:
 
 def run_converter(model: Path, target: Path, options: dict[str, Any], source: str) -> None:
     """Run `models.converter`, which also checks the token ids; raises `Fail` naming `source`, with its sentence."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.models.converter", str(model), str(target)],
-        input=json.dumps(options),
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # at Ctrl-C this process ends it, and speaks
-    )
-    if done.returncode != 0:
-        lines = done.stdout.strip().splitlines()
-        raise Fail(f"{source}: {lines[-1] if lines else 'llama.cpp could not convert it; the lines above say why'}")
+    command = "pipeline.models.converter", str(model), str(target)
+    try:
+        run_module(*command, given=json.dumps(options), HF_HUB_OFFLINE="1")
+    except Fail as error:
+        raise Fail(f"{source}: {error}") from None
 
 
 def release(file: int, tensor: Tensor) -> None:
