@@ -1,7 +1,6 @@
 """Anything at all in a file that a person may edit: one sentence, or a value that is what it has to be."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +25,7 @@ from pipeline.stages.merge import check_adapter
 from tests.conftest import yaml
 from tests.unit.test_params import PROFILES, SECTIONS
 
-CASES = int(os.environ.get("BAD_INPUTS", "20"))  # benchmarks/faults.py: many more
-many = settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 MICRO = PROFILES["micro"].read_text()
 SECTIONS_OF_PROFILES = [yaml.load(path.read_text()) for path in PROFILES.values()]
