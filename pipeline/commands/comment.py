@@ -10,6 +10,8 @@ import typer
 
 from pipeline.commands.gate import Judgement, at, commit_of, judge
 from pipeline.core.errors import Fail
+from pipeline.core.files import read_text
+from pipeline.core.labels import LABELS
 from pipeline.reporting import comparison as words
 from pipeline.reporting.pages import render
 from pipeline.scoring.measures import Interval
@@ -20,7 +22,7 @@ class Row(NamedTuple):
 
     title: str
     main: float | None
-    here: float
+    here: float | None
     difference: Interval | None = None
     form: str = "{:.1%}"
 
@@ -32,16 +34,14 @@ def quality(judgement: Judgement) -> list[Row]:
     return [
         Row("accuracy", old and old.accuracy.value, new.accuracy.value, found and found.accuracy),
         Row("macro-F1", old and old.macro_f1, new.macro_f1, found and found.macro_f1),
-        Row("recall of yes", old and old.recall.yes, new.recall.yes, found and found.recall.yes),
-        Row("recall of no", old and old.recall.no, new.recall.no, found and found.recall.no),
-        Row("recall of maybe", old and old.recall.maybe, new.recall.maybe, found and found.recall.maybe),
+        *(Row(f"recall of {name}", *(of and getattr(of.recall, name) for of in (old, new, found))) for name in LABELS),
         Row("calibration error", old and old.renormalised.calibration_error, new.renormalised.calibration_error),
         Row("accuracy of the untuned base", main and main.base.accuracy.value, here.base.accuracy.value),
     ]
 
 
 def cost(commit: str) -> list[Row]:
-    """Losses, memory, time and size, as far as they were measured here."""
+    """Losses, memory, time and size, as far as they were measured on either side."""
     rows: list[Row] = []
     for title, name, key, form in (
         ("validation loss", "train", "validation_loss", "{:.4f}"),
@@ -51,16 +51,18 @@ def cost(commit: str) -> list[Row]:
         ("size of the GGUF, bytes", "compare", "gguf.bytes", "{:,.0f}"),
     ):
         path = Path("metrics", f"{name}.json")
-        here, main = (json.loads(text or "{}") for text in (path.read_text(encoding="utf-8"), at(commit, path)))
-        value, before = value_at(here, key), value_at(main, key)
+        before, value = (value_at(text, key) for text in (at(commit, path), read_text(path) if path.is_file() else ""))
         if value or before:  # a training without a GPU has no VRAM
-            rows.append(Row(title, before, value or 0, form=form))
+            rows.append(Row(title, before, value, form=form))
     return rows
 
 
-def value_at(figures: dict[str, Any], key: str) -> float | None:
-    """The figure under a dotted path of keys; None if it is not there."""
-    value: Any = figures
+def value_at(text: str, key: str) -> float | None:
+    """The figure under a dotted path of keys in a metrics file; None if it is not there."""
+    try:
+        value: Any = json.loads(text)
+    except ValueError:  # no file, or conflict markers
+        return None
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else None

@@ -201,7 +201,7 @@ def advice(comparison: Comparison) -> str:
     cards = {name: [card for card, other in chosen.items() if other == name] for name in dict.fromkeys(chosen.values())}
     parts = [f"{name} on a card of {min(sizes)} GB" for name, sizes in cards.items()]
     without = best(comparison.files)
-    more = " or more" if max(chosen) in cards[without] else ""
+    more = " or more" if chosen[max(chosen)] == without else ""  # a larger file may fit none of these cards
     return f"Take {'; '.join(parts)}{more}; without a card {without}, in main memory."
 
 

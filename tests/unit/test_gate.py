@@ -253,7 +253,7 @@ def test_github_would_draw_the_comments_tables_and_folds(project: Path, capsys: 
     write(project, table(range(4, 38)), BASE_TABLE)
     page = MarkdownIt().enable("table").render(commented(capsys))
     assert page.count("<table>") == 4  # figures, parameters, slices, all metrics
-    assert page.count("<details>") == page.count("</details>") == 3
+    assert page.count("<details>") == page.count("</details>") == 4  # flips, slices, pictures, metrics
     assert page.count("<img ") == 3
     assert "&lt;" not in page
     assert not re.search(r"<p>[^<]*\|", page)  # the row of a table that was none
@@ -268,9 +268,15 @@ def test_many_parameters_are_folded(project: Path, capsys: pytest.CaptureFixture
     assert len(above.splitlines()) < 40
 
 
-def test_the_comment_on_a_refused_change_says_so_first(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_comment_on_a_refused_change_begins_with_the_sentence_of_the_gate(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(project, table(range(60)), BASE_TABLE)
-    assert "failed" in commented(capsys).splitlines()[1]
+    with pytest.raises(Fail) as error:
+        gate.main("main")
+    _, title, _, sentence, *_ = commented(capsys).splitlines()
+    assert "failed" in title
+    assert sentence[1:] == str(error.value).removeprefix("failed: ")[1:] + "."
 
 
 def test_the_comment_is_made_without_the_main_branchs_figures_too(
@@ -282,9 +288,10 @@ def test_the_comment_is_made_without_the_main_branchs_figures_too(
     assert "| accuracy |  | 80.0% |  |" in text
 
 
-def test_the_gate_refuses_with_the_sentence_of_the_comment(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(project, table(range(60)), BASE_TABLE)
-    with pytest.raises(Fail) as error:
-        gate.main("main")
-    sentence = str(error.value).removeprefix("failed: ")
-    assert sentence[1:] in commented(capsys)
+@pytest.mark.parametrize("text", [None, "<<<<<<< HEAD\n", "[]"])
+def test_a_cost_that_was_not_measured_on_one_side_is_blank(
+    project: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    path = project / "metrics/train_resources.json"
+    path.unlink() if text is None else path.write_text(text)
+    assert "| training: time, s | 60 |  |  |" in commented(capsys)

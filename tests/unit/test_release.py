@@ -115,6 +115,7 @@ def test_the_metadata_names_base_data_and_licence(simulated: Made, llama_3: Made
 def test_the_card_says_what_it_is_not_for_and_how_good_it_is(simulated: Made) -> None:
     tuned, text = simulated.figures["tuned"], simulated.page()
     assert "**Not for clinical use.**" in text
+    assert "results by year of publication" in simulated.section("Data")
     assert "diagnosis or treatment" in simulated.section("Intended use")
     assert SIMULATED in simulated.section("Results")
     assert f"| tuned model | {tuned['accuracy']['value']:.1%} |" in text

@@ -97,10 +97,12 @@ def test_the_choice_table_has_each_file_and_says_which_is_for_whom(made: Path) -
             "IQ3_XS on a card of 4 GB; Q4_K_M on a card of 6 GB or more; without a card Q4_K_M",
         ),
         ({"Q4_K_M": 6}, "Q4_K_M on a card of 6 GB or more; without a card Q4_K_M"),
+        ({"Q4_K_M": None, "IQ3_XS": 24}, "IQ3_XS on a card of 24 GB; without a card Q4_K_M"),
+        ({"Q4_K_M": None}, ""),
     ],
 )
 def test_each_card_gets_the_file_closest_to_16_bits_that_it_holds(
-    made: Path, cards: dict[str, int], expected: str
+    made: Path, cards: dict[str, int | None], expected: str
 ) -> None:
     compared = read_as(Comparison, made / "metrics/compare.json")
     files = {name: compared.files[name].model_copy(update={"card_gb": card}) for name, card in cards.items()}
@@ -132,7 +134,9 @@ def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simula
     compared = read_as(Comparison, made / "metrics/compare.json")
     text = summary.summary(compared, "", {"IQ3_XS": 12.0})
     assert max(map(len, text.splitlines())) <= 80
-    assert f"{compared.tuned.accuracy.value:.1%}" in text
+    shown = compared.tuned.accuracy
+    assert f"{shown.value:.1%}  {shown.low:.1%} to {shown.high:.1%}" in text
+    assert f"{shown.value:.1%}  {100 * shown.low:.1f}-{shown.high:.1%}" in text  # in the table of files
     assert "not medical accuracy" in " ".join(text.split())
     assert "tiny-pubmedqa" in text
     real = summary.summary(compared.model_copy(update={"simulated": False}), "", {})
