@@ -1,6 +1,7 @@
 """The release and the GGUF -> a model repository on the Hugging Face hub, in one commit.
 
-Without --upload it only lists what it would upload. The GGUF is uploaded from its place under its public name.
+Without --upload it only lists what it would upload. The GGUF files are uploaded from their places, under their public
+names.
 """
 
 import re
@@ -16,7 +17,7 @@ from pipeline.models.hub import check_token, http_status
 from pipeline.models.quantized import read_sums
 from pipeline.reporting.release import SUMS, public_name
 
-MOVED = ("Modelfile", "RUN.md", SUMS)  # they name the GGUF relative to models/ and models/release/
+MOVED = ("README.md", "Modelfile", "RUN.md")  # they name the GGUF files relative to models/ and models/release/
 
 
 def collect(repo_id: str, release: Path, gguf: Path) -> dict[str, Path | bytes]:
@@ -24,7 +25,8 @@ def collect(repo_id: str, release: Path, gguf: Path) -> dict[str, Path | bytes]:
     header, pages = read_header(gguf), {path.name: path for path in release.glob("*")}
     if SUMS not in pages:
         raise Fail(f"{release} is no release: {SUMS} is missing; run `dvc repro` or `dvc pull` (a rehearsal has none)")
-    if read_text(pages[SUMS]).split()[0] != sha256(gguf):
+    digest = sha256(gguf)
+    if digest not in read_text(pages[SUMS]):
         raise Fail(f"{release} is of another file than {gguf}; run `dvc repro`")
     if header.metadata.get(LICENCE) == LLAMA_3_LICENCE:
         if not repo_id.partition("/")[2].startswith("Llama-3"):
@@ -33,14 +35,16 @@ def collect(repo_id: str, release: Path, gguf: Path) -> dict[str, Path | bytes]:
             raise Fail(
                 f"Llama 3's licence must go with the model, and {release} has no LICENSE; run `dvc repro -f base`"
             )
-    name = public_name(header)
-    moved = {
-        page: read_text(pages[page]).replace(f"../{gguf.name}", name).replace(gguf.name, name).replace("release/", "")
-        for page in MOVED
-    }
     quantized = gguf.parent / "quantized"
-    others = {f"quantized/{path.name}": path for path in (read_sums(quantized) if quantized.is_dir() else ())}
-    return {**pages, **{page: text.encode() for page, text in moved.items()}, name: gguf, **others}
+    sums = {gguf: digest, **(read_sums(quantized) if quantized.is_dir() else {})}
+    names = {path: public_name(read_header(path)) for path in sums}
+    texts = {SUMS: "".join(f"{digest}  {names[path]}\n" for path, digest in sums.items())}
+    for page in MOVED:
+        text = re.sub(rf"(?<!models/)(\.\./)?{re.escape(gguf.name)}", names[gguf], read_text(pages[page]))
+        for path, name in names.items():
+            text = text.replace(f"quantized/{path.name}", name)
+        texts[page] = text.replace("release/", "")
+    return {**pages, **{page: text.encode() for page, text in texts.items()}, **{names[path]: path for path in names}}
 
 
 def upload(repo_id: str, files: dict[str, Path | bytes]) -> str:

@@ -17,7 +17,7 @@ from pipeline.models.gguf_header import LLAMA_3_LICENCE
 from tests.hub import Answer, Server, serve
 from tests.tables import make_report, write_gguf, write_inputs
 
-NAME = "medical-reasoner-8B-Q4_K_M.gguf"
+NAME, OTHER = "medical-reasoner-8B-Q4_K_M.gguf", "medical-reasoner-8B-IQ3_XS.gguf"
 GGUF, RELEASE = Path("medical-reasoner.gguf"), Path("release")
 
 
@@ -56,19 +56,18 @@ def test_without_upload_it_lists_names_and_sizes_and_sends_nothing(
     assert hub.requests == []
 
 
-def test_the_repository_holds_the_release_and_the_gguf_under_its_public_name(hub: Server) -> None:
+def test_the_repository_holds_the_release_and_every_gguf_under_its_public_name(hub: Server) -> None:
     run(really=True)
     files = hub.committed
-    others = {f"quantized/{path.name}" for path in (GGUF.parent / "quantized").glob("*.gguf")}
-    assert others
-    assert files.keys() == {path.name for path in RELEASE.iterdir()} | {NAME} | others
+    assert files.keys() == {path.name for path in RELEASE.iterdir()} | {NAME, OTHER}
     assert files[NAME] == GGUF.read_bytes()
-    assert files["README.md"] == (RELEASE / "README.md").read_bytes()
-    assert files["SHA256SUMS"].decode() == f"{hashlib.sha256(files[NAME]).hexdigest()}  {NAME}\n"
+    sums = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in (NAME, OTHER)]
+    assert files["SHA256SUMS"].decode() == "".join(sums)
     assert files["Modelfile"].decode().startswith(f"FROM {NAME}\n")
-    for page in ("Modelfile", "RUN.md"):
-        assert GGUF.name not in files[page].decode().replace(NAME, "")
-        assert "release/" not in files[page].decode()
+    for page in ("Modelfile", "RUN.md", "README.md"):
+        text = files[page].decode()
+        assert not re.search(rf"(?<!models/){GGUF.name}|quantized/|release/", text), page
+        assert page == "Modelfile" or {f"| `{NAME}` |", f"| `{OTHER}` |"} <= set(re.findall(r"\| `.*?` \|", text))
     assert hub.count("/api/repos/create") == 1
 
 
@@ -109,8 +108,7 @@ def test_a_llama_3_needs_its_name_and_its_licence(tmp_path: Path) -> None:
     write_gguf(tmp_path / GGUF.name, name="Llama-3-8B-medical-reasoner", licence=LLAMA_3_LICENCE)
     pages: dict[str, Any] = {
         "SHA256SUMS": f"{sha256(tmp_path / GGUF.name)}  ../{GGUF.name}\n",
-        "Modelfile": "",
-        "RUN.md": "",
+        **dict.fromkeys(publish.MOVED, ""),
     }
     release = tmp_path / "release"
     release.mkdir()
