@@ -37,7 +37,7 @@ def send_errors_in_streams(app: Any, handler: Any) -> None:
 def main(
     gguf: Annotated[Path, typer.Option(metavar="FILE", help="The model.")] = Path("models/medical-reasoner.gguf"),
     host: Annotated[str, typer.Option(help="127.0.0.1 lets only this machine in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="http://HOST:PORT/v1 is the address for clients.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="http://HOST:PORT/v1 is the address for clients.")] = 8000,
     n_ctx: Annotated[int, typer.Option(min=1, help="Tokens of a prompt and its answer together.")] = 2048,
 ) -> None:
     """Serve until Ctrl-C."""
@@ -58,4 +58,10 @@ def main(
         verbose=False,
     )
     settings = ServerSettings(host=host, port=port, interrupt_requests=False)
-    uvicorn.run(app.create_app(server_settings=settings, model_settings=[model]), host=host, port=port)
+    try:
+        served = app.create_app(server_settings=settings, model_settings=[model])
+    except ValueError:  # all that llama-cpp-python says when llama.cpp returns no model or no context
+        raise Fail(
+            f"{gguf} cannot be loaded: it is damaged, or memory is short; set N_GPU_LAYERS=0 or a lower --n-ctx"
+        ) from None
+    uvicorn.run(served, host=host, port=port)

@@ -1,4 +1,4 @@
-"""What `ask` prints beside the answer: the metrics of the GGUF that it reads, and warnings."""
+"""What `ask` prints beside the answer: the metrics of the GGUF that it reads, and warnings; what `serve` refuses."""
 
 import json
 import math
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import ask
+from pipeline.commands import ask, serve
+from pipeline.core.errors import Fail
 from pipeline.core.files import sha256
+from tests.tables import write_gguf
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,9 @@ def test_figures_are_quoted_only_of_the_file_that_was_measured(
 )
 def test_a_question_that_does_not_ask_for_yes_no_or_maybe_is_known_by_its_first_words(question: str, is_open: bool):
     assert ask.is_open(question) is is_open
+
+
+def test_the_server_refuses_a_file_that_llama_cpp_cannot_load(tmp_path: Path):
+    write_gguf(tmp_path / "model.gguf")  # an embedding and nothing else
+    with pytest.raises(Fail, match="cannot be loaded"):
+        serve.main(tmp_path / "model.gguf")
