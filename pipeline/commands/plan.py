@@ -34,9 +34,11 @@ from pipeline.models.memory import (
     training_vram,
 )
 from pipeline.models.sizes import quantized
+from pipeline.reporting.pages import aligned
 from pipeline.scoring.scorer import MAX_TAILS, N_UBATCH
 from pipeline.sections.base import BASE, Hub, Local, Tiny
 from pipeline.sections.evaluate import Evaluate, Reference
+from pipeline.sections.pretrain import PRETRAIN, Pretrain
 from pipeline.sections.quantize import NEED_MATRIX, Quantize, QuantType
 from pipeline.sections.train import Train
 
@@ -149,21 +151,11 @@ def training_advice(shape: Shape, params: Train, memory: int, name: str) -> list
     changes = smaller(shape, params, memory - RESERVED)
     if changes is None:
         return [
-            f"{name}: training does not fit, whatever the parameters of train; take a larger card or a smaller base"
+            f"{name}: training does not fit, whatever the parameters of {params.section}; take a larger card or a "
+            "smaller base"
         ]
-    settings = ", ".join(f"train.{key}: {str(value).lower()}" for key, value in changes.items())
+    settings = ", ".join(f"{params.section}.{key}: {str(value).lower()}" for key, value in changes.items())
     return [f"{name}: training fits with {settings}"] if changes else []
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
 
 
 def card_table(
@@ -207,7 +199,10 @@ def shortages(needs: dict[str, Needs], base: Base, reference: bool) -> list[str]
 
 
 def main(
-    config: Annotated[Path | None, typer.Option(help="A config.json with the base's shapes, to plan offline.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A config.json with the base's shapes, to plan offline."),
+    ] = None,
 ) -> None:
     """Print what `dvc repro` will need."""
     base = describe(load_params("base", BASE), config)
@@ -218,41 +213,45 @@ def main(
     types = [name for name in get_args(QuantType) if matrix or name not in NEED_MATRIX]
     files = quantized(shape, types, matrix)
     sizes = [file_size(files[name], shape) for name in listed]
-    needs = stages(shape, train, base.fetched, sizes, reference.enabled, bool(card) or train.backend == "unsloth")
-    training, load = training_vram(shape, train, train.max_length), small_load(evaluate.n_ctx)
+    pretrain = load_params("pretrain", PRETRAIN)
+    phases = [train, *([pretrain] if isinstance(pretrain, Pretrain) else [])]
+    larger = max(phases, key=lambda phase: training_vram(shape, phase, phase.max_length))
+    needs = stages(shape, larger, base.fetched, sizes, reference.enabled, bool(card) or larger.backend == "unsloth")
+    training, load = training_vram(shape, larger, larger.max_length), small_load(evaluate.n_ctx)
     scorer = Load(evaluate.n_ctx, N_UBATCH, evaluate.cache_type, evaluate.cache_type != "f16", n_outputs=1 + MAX_TAILS)
     scoring = gguf_vram(files[listed[0]], shape, scorer)
 
     advice = shortages(needs, base, reference.enabled)
     if card:
-        advice += training_advice(shape, train, card.memory, card.name)
+        advice += [line for phase in phases for line in training_advice(shape, phase, card.memory, card.name)]
         if scoring > card.memory - RESERVED:
             count = layers_that_fit(files[listed[0]], shape, scorer, card.memory - RESERVED)
             advice.append(f"{card.name}: evaluate needs N_GPU_LAYERS={count} in the environment")
     elif train.backend == "unsloth":
         advice.append("no CUDA card was found, and train.backend: unsloth needs one; rent one, or take a smaller base")
     for memory in CARDS:
-        advice += training_advice(shape, train, memory * GIB, f"card of {memory} GB")
+        size = f"card of {memory} GB"
+        advice += [line for phase in phases for line in training_advice(shape, phase, memory * GIB, size)]
         room = memory * GIB - RESERVED
         whole = [name for name in types if gguf_vram(files[name], shape, load) <= room]
         if whole and not set(whole) & set(listed):
             best = max(whole, key=lambda name: gguf_vram(files[name], shape, load))
-            advice.append(f"card of {memory} GB: the largest type that it holds whole is {best}")
+            advice.append(f"{size}: the largest type that it holds whole is {best}")
     lines = [
         f"{base.name}: {shape.parameters / 1e6:,.0f} million parameters, shapes from {base.where}",
         *([base.note] if base.note else []),
         f"Weights to fetch: {f'{base.fetched / 1e9:.1f} GB' if base.fetched else 'none'}",
         f"This machine: {f'{card.name}, {card.memory / MIB:,.0f} MiB' if card else 'no CUDA card'}",
         "",
-        *table([["at its peak", "disk, GB", "memory, GiB"], *([
+        *aligned([["at its peak", "disk, GB", "memory, GiB"], *([
             [stage, f"{need.disk / 1e9:.1f}", f"{need.memory / GIB:.1f}"] for stage, need in needs.items()
         ])]),
         "",
         f"Scoring takes {scoring / MIB:,.0f} MiB of a card. On cards that are sold as:",
-        *table(card_table(shape, files, listed, load, training)),
+        *aligned(card_table(shape, files, listed, load, training)),
         "",
         f"* in params.yaml. {RESERVED / MIB:.0f} MiB of each card are left to the desktop and to CUDA.",
-        f"Training: examples of {train.max_length:,} tokens. Files: {load.n_ctx:,} tokens, loaded as RUN.md says.",
+        f"Training: examples of {larger.max_length:,} tokens. Files: {load.n_ctx:,} tokens, loaded as RUN.md says.",
         "",
         *(["To change:", *advice] if advice else ["Everything fits."]),
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import read_as
 from pipeline.core.json_files import read_json_object
 from pipeline.reporting.comparison import BASE, TUNED, Comparison, advice, listed, note, results, verdict, warnings
+from pipeline.reporting.pages import aligned
 
 COMPARISON, RESOURCES = Path("metrics/compare.json"), Path("metrics/evaluate_resources.json")
 GGUF = Path("models/medical-reasoner.gguf")
@@ -43,40 +44,42 @@ def summary(comparison: Comparison, against_git: str, speeds: dict[str, float]) 
     `speeds`: type of a file -> prompt tokens a second.
     """
     questions, interval = f"{comparison.questions} test questions", f"{comparison.confidence:.0%} interval"
-    table = [f"{questions:30}{'accuracy':>9}{interval:>18}{'macro-F1':>11}"]
+    table = [[questions, "accuracy", interval, "macro-F1"]]
     for name, row in results(comparison).items():
         interval = f"{row.accuracy.low:.1%} to {row.accuracy.high:.1%}"
-        table.append(f"{name:30}{row.accuracy.value:9.1%}{interval:>18}{row.macro_f1:11.1%}")
-    files = [f"{'file':10}{'MB':>9}{'accuracy':>10}{'changed':>9}{'KL':>9}{'VRAM, MiB':>11}{'card':>7}{'tokens/s':>11}"]
+        table.append([name, f"{row.accuracy.value:.1%}", interval, f"{row.macro_f1:.1%}"])
+    files = [["file", "MB", "accuracy", "interval", "changed", "KL", "VRAM, MiB", "card", "tok/s"]]
     for kind, file in listed(comparison).items():
-        figures = [
-            f"{file.bytes / 1e6:,.1f}",
+        row = [
+            kind,
+            f"{file.bytes / 1e6:,.{1 if file.bytes < 1e9 else 0}f}",
             f"{file.accuracy.value:.1%}",
+            f"{100 * file.accuracy.low:.1f}-{file.accuracy.high:.1%}",
             "" if file.changed is None else f"{file.changed}",
             "" if file.kl is None else f"{file.kl:.2g}",
             f"{file.vram_mib.tokens_2048:,.0f}" if file.vram_mib else "",
             f"{file.card_gb} GB" if file.card_gb else "",
             f"{speeds[kind]:,.0f}" if kind in speeds else "",
         ]
-        widths = (9, 10, 9, 9, 11, 7, 11)
-        files.append(f"{kind:10}" + "".join(f"{text:>{width}}" for text, width in zip(figures, widths, strict=True)))
+        files.append(row)
+    kinds = list(listed(comparison)) or ["the model"]
+    others = "; the other files are in models/quantized" if len(kinds) > 1 else ""
     paragraphs = [
         note(comparison),
         verdict(comparison, comparison.tuned_minus_base, TUNED, BASE),
         *warnings(comparison),
-        f"{GGUF} is the first of these, the others are in models/quantized, ready for LM Studio, Ollama and llama.cpp. "
-        f"{advice(comparison)}",
+        f"{GGUF} is {kinds[0]}{others}, ready for LM Studio, Ollama and llama.cpp. {advice(comparison)}",
         against_git,
     ]
     end = NEXT + (REAL_DATA if comparison.simulated else "")
-    tables = ["\n".join(rows) for rows in (table, files)]
+    tables = ["\n".join(aligned(rows)) for rows in (table, files)]
     return "\n\n".join([*tables, *(fill(paragraph, 79) for paragraph in paragraphs), end])
 
 
 def speeds() -> dict[str, float]:
-    """Type of a file -> tokens a second that `evaluate` scored on this machine, as far as it ran here."""
+    """Type of a file -> tokens a second that `evaluate` scored; a run that found every answer in its journal has 0."""
     files: Any = read_json_object(RESOURCES).get("files", {}) if RESOURCES.is_file() else {}
-    return {name: speed["tokens_per_second"] for name, speed in files.items()}
+    return {name: speed["tokens_per_second"] for name, speed in files.items() if speed["tokens_per_second"]}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import typer
 
 from pipeline.commands.cli import require_clone
 from pipeline.core.errors import Fail
+from pipeline.reporting.pages import aligned
 
 METRICS, SEED = "metrics/train.json", "train.seed"
 # (parameters that differ from the commit's, metric) -> training seed -> value
@@ -44,15 +45,13 @@ def finished(shown: list[dict[str, Any]]) -> Values:
 
 def table(found: Values) -> str:
     """A line for each set of parameters and metric; one seed has no (sample) standard deviation."""
-    width = max(len("parameters"), *(len(group) for group, _ in found))
-    line = f"{{:{width}}}  {{:>5}}  {{:16}}{{:>10}}{{:>10}}{{:>10}}{{:>10}}".format
-    lines = [line("parameters", "seeds", "metric", "mean", "std", "min", "max")]
+    rows = [["parameters", "seeds", "metric", "mean", "std", "min", "max"]]
     for (group, metric), seeds in sorted(found.items()):
         values = list(seeds.values())
         spread = f"{stdev(values):.4f}" if len(values) > 1 else "-"
-        figures = [f"{figure:.4f}" for figure in (mean(values), min(values), max(values))]
-        lines.append(line(group, len(values), metric, figures[0], spread, *figures[1:]))
-    return "\n".join(lines)
+        middle, low, high = (f"{figure:.4f}" for figure in (mean(values), min(values), max(values)))
+        rows.append([group, str(len(values)), metric, middle, spread, low, high])
+    return "\n".join(aligned(rows))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Filling the Jinja templates of pages and comments, which are in `templates`."""
+"""Filling the Jinja templates of pages and comments, which are in `templates`, and tables for a terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -22,3 +22,14 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {"percent": "{:.1%}".format, "points": points}
     return environment.get_template(template).render(values)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A line of text for each row: columns of equal width, the first one aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]

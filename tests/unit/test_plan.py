@@ -11,8 +11,10 @@ import pytest
 from benchmarks.plan import SHAPE
 from benchmarks.rehearsal import CONFIG
 from pipeline.commands import plan
+from pipeline.commands.cli import run_command
 from pipeline.core.errors import Fail
-from pipeline.models.memory import GIB, training_vram
+from pipeline.models.memory import GIB, MIB, training_vram
+from pipeline.sections.pretrain import Pretrain
 from pipeline.sections.train import Train
 from tests.conftest import ROOT, set_params, yaml
 from tests.hub import COMMIT, serve
@@ -103,6 +105,24 @@ def test_a_small_card_and_a_small_disk_get_advice(
     assert "disk: quantize needs 53.3 GB and 20.0 GB are free; free some or set HF_HOME" in text
     assert "Small: training does not fit" in text
     assert "Small: evaluate needs N_GPU_LAYERS=23" in text
+
+
+def test_the_first_phase_counts_where_it_needs_more(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plan, "from_hub", unreachable)
+    shutil.copyfile(ROOT / "profiles" / "llama3-8b-pqa-a.yaml", "params.yaml")
+    set_params(project, "train", per_device_train_batch_size=1, gradient_checkpointing=True)
+    first = Pretrain(**yaml.load(project / "params.yaml")["pretrain"])
+    text = said(capsys)
+    assert f"{training_vram(SHAPE, first, first.max_length) / MIB:,.0f}" in text
+    assert "card of 8 GB: training fits with pretrain.per_device_train_batch_size: 8, pretrain.grad" in text
+
+
+def test_a_configuration_that_does_not_exist_is_named(project: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run_command("plan", plan.main, ["--config", "none.json"])
+    assert "'none.json' does not exist" in capsys.readouterr().err
 
 
 def test_the_default_fits(project: Path, capsys: pytest.CaptureFixture[str]):

@@ -49,7 +49,3 @@ def test_a_row_has_mean_sample_deviation_minimum_and_maximum_and_one_seed_has_no
         ["as", "committed", "3", "validation_loss", "2.0000", "1.0000", "1.0000", "3.0000"],
         ["train.learning_rate=0.005", "1", "validation_loss", "7.0000", "-", "7.0000", "7.0000"],
     ]
-
-
-def test_no_figure_of_the_test_questions_is_shown() -> None:
-    assert "accuracy" not in table(finished(COMMITS))
