@@ -35,7 +35,7 @@ def measure(params: Train, model: Any, tokenizer: Any, train: list[Example], war
 
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(params, model, tokenizer, train, train[:1], Path(work))
-        trainer.add_callback(step_recorder(params.section))
+        trainer.add_callback(step_recorder(params.model_copy(update={"eval_steps": params.max_steps}), trainer))
         reset_peak_memory()
         trainer.train()
     history = [row for row in trainer.state.log_history if "loss" in row]

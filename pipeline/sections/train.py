@@ -37,6 +37,7 @@ class Train(Section):
     dtype: Literal["float32", "bfloat16", "float16"]  # of the computation
     max_length: Positive  # tokens; a longer example is refused, never truncated
     max_steps: Positive
+    eval_steps: Positive  # between two measurements of the validation loss; one more is after the last step
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive
     gradient_checkpointing: bool

@@ -39,10 +39,11 @@ from pipeline.training.trainer import (
     reset_peak_memory,
     step_recorder,
     throughput,
+    validation_loss,
 )
 
 EXTRAS = ["train", "unsloth"]  # of pyproject.toml
-LOG = ["step", "loss", "learning_rate", "grad_norm"]
+LOG = ["step", "loss", "validation_loss", "learning_rate", "grad_norm"]
 MEMORY_LOG = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
 
 
@@ -111,17 +112,18 @@ def fit(
         trainer = build_trainer(params, model, tokenizer, training, held_out, work)
         if start:  # now: building the trainer rounds to bfloat16
             load_adapter(model, start)
-        trainer.add_callback(step_recorder(params.section))
+        trainer.add_callback(step_recorder(params, trainer))
         with trainer.accelerator.main_process_first():  # which removes what is incomplete
             checkpoint = last_checkpoint(work)
         reset_peak_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        validation_loss = trainer.evaluate()["eval_loss"]
+        final_loss = validation_loss(trainer)
         trainer.accelerator.end_training()
-    check_loss(validation_loss, "validation", params.section)
+    check_loss(final_loss, "validation", params.section)
     if rank() > 0:
         return
     history = [row for row in trainer.state.log_history if "loss" in row]
+    history[-1]["validation_loss"] = final_loss
     with writing(adapter) as partial:
         save_adapter(model, partial, manifest)
         facts = Training(
@@ -133,9 +135,9 @@ def fit(
             pretraining=read_as(Training, start / "training.json") if start else None,
         )
         write_json(partial / "training.json", facts.model_dump())
-    write_csv(log, LOG, ([row[name] for name in LOG] for row in history))
+    write_csv(log, LOG, ([row.get(name, "") for name in LOG] for row in history))
     write_csv(memory_log, MEMORY_LOG, ([row[name] for name in MEMORY_LOG] for row in history))
-    losses = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "validation_loss": validation_loss}
+    losses = {"first_loss": history[0]["loss"], "last_loss": history[-1]["loss"], "validation_loss": final_loss}
     write_json(metrics, {**losses, "skipped_steps": sum(row["skipped"] for row in history)})
     _, allocated, reserved = memory()
     figures = {

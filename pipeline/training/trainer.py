@@ -105,8 +105,7 @@ def distributed(trainer: Any) -> Any:
     """A trainer of one of several processes, whose steps have the examples of one process's steps.
 
     Each step's micro-batches are dealt to the processes. accelerate fills an epoch's last ones with examples from its
-    beginning; here they are filled with the data set's last row, on which no loss is taken. Every process computes
-    the whole validation loss.
+    beginning; here they are filled with the data set's last row, on which no loss is taken.
     """
     from accelerate.data_loader import SeedableRandomSampler
     from torch.utils.data import Sampler
@@ -133,23 +132,35 @@ def distributed(trainer: Any) -> Any:
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return Filled(self.train_dataset, self.args.train_batch_size, self.args.data_seed)
 
-        def evaluate(self) -> dict[str, float]:
-            rows, size, losses = self.eval_dataset, self.args.eval_batch_size, list[float]()
-            self.model.eval()
-            for start in range(0, len(rows), size):
-                batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
-                loss, *_ = self.prediction_step(self.model, self.data_collator(batch), prediction_loss_only=True)
-                losses += [float(loss)] * len(batch)
-            return {"eval_loss": sum(losses) / len(losses)}
-
     return Distributed
 
 
-def step_recorder(section: str) -> Any:
-    """A transformers callback that adds time and memory to each step's row of the log, which a checkpoint holds.
+def validation_loss(trainer: Any) -> float:
+    """The mean loss over the validation examples, computed by every process.
 
-    It stops at the first loss that is not finite. `skipped` counts the steps that float16's loss scaling leaves out:
-    the first few, while it searches for its scale.
+    Training goes on as if it had not been called: no random number is drawn, and only dropout is switched off, because
+    bitsandbytes repacks the weights of a model that is not training for a CPU kernel that has no gradient.
+    """
+    from torch.nn import Dropout
+
+    rows, size, losses = trainer.eval_dataset, trainer.args.eval_batch_size, list[float]()
+    dropouts = [module for module in trainer.model.modules() if isinstance(module, Dropout)]
+    for module in dropouts:
+        module.eval()
+    for start in range(0, len(rows), size):
+        batch = [rows[index] for index in range(start, min(start + size, len(rows)))]
+        loss, *_ = trainer.prediction_step(trainer.model, trainer.data_collator(batch), prediction_loss_only=True)
+        losses += [float(loss)] * len(batch)
+    for module in dropouts:
+        module.train()
+    return sum(losses) / len(losses)
+
+
+def step_recorder(params: Train, trainer: Any) -> Any:
+    """A transformers callback that adds time, memory and, where it is due, the validation loss to a step's row.
+
+    The rows are the trainer's log, which a checkpoint holds. It stops at the first loss that is not finite. `skipped`
+    counts the steps that float16's loss scaling leaves out: the first few, while it searches for its scale.
     """
     from transformers import TrainerCallback
 
@@ -161,7 +172,7 @@ def step_recorder(section: str) -> Any:
             before, self.at = self.at, time.perf_counter()
             row = state.log_history[-1]
             if "loss" in row:
-                check_loss(row["loss"], f"step {state.global_step}", section)
+                check_loss(row["loss"], f"step {state.global_step}", params.section)
             rss, allocated, reserved = memory()
             row |= {
                 "seconds": self.at - before,
@@ -170,6 +181,10 @@ def step_recorder(section: str) -> Any:
                 "vram_reserved_mib": reserved,
                 "skipped": bool(getattr(kwargs["optimizer"], "step_was_skipped", False)),  # accelerate's
             }
+            if state.global_step % params.eval_steps == 0 and state.global_step < state.max_steps:
+                row["validation_loss"] = validation_loss(trainer)
+                check_loss(row["validation_loss"], f"step {state.global_step} (validation)", params.section)
+                self.at = time.perf_counter()  # no step's time
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step >= state.max_steps:
