@@ -106,9 +106,8 @@ def comparisons() -> list[Row]:
     tensors = quantized(SHAPE, types, bool(quantize.get("imatrix_questions")))
     files = [file_size(tensors[name], SHAPE) for name in types]
     rows = [Row("file", f"{types[0]}, GB", files[0] / 1e9, found["rehearsal.gguf_gb"], held_out=True)]
-    needs = stages(
-        SHAPE, section(rehearsed), 2 * SHAPE.parameters, files, rehearsed["reference"]["enabled"], on_card=True
-    )
+    optional = ["reference"] if rehearsed["reference"]["enabled"] else []
+    needs = stages(SHAPE, {"train": section(rehearsed)}, 2 * SHAPE.parameters, files, optional, on_card=True)
     del needs["baseline"]  # the rehearsal ran it last, beside a merged model; now it runs before train
     for stage, need in needs.items():
         rows.append(Row("disk", f"{stage}, GB", need.disk / 1e9, found[f"rehearsal.{stage}.disk_gb"], held_out=True))

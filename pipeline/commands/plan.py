@@ -38,10 +38,12 @@ from pipeline.reporting.pages import aligned
 from pipeline.scoring.scorer import MAX_TAILS, N_UBATCH
 from pipeline.sections.base import BASE, Hub, Local, Tiny
 from pipeline.sections.evaluate import Evaluate, Reference
+from pipeline.sections.generate import Generate
 from pipeline.sections.pretrain import PRETRAIN, Pretrain
 from pipeline.sections.quantize import NEED_MATRIX, Quantize, QuantType
 from pipeline.sections.train import Train
 
+OPTIONAL: dict[str, type[Reference | Generate]] = {"reference": Reference, "generate": Generate}  # stages
 SMALL_R = 8  # a smaller rank saves next to nothing
 
 
@@ -126,7 +128,7 @@ def this_card() -> Card | None:
 
 
 def smaller(shape: Shape, params: Train, room: int) -> dict[str, Any] | None:
-    """The changes of `train` with which it fits `room` bytes of a card, cheapest first; None if none are enough."""
+    """The changes of a phase with which it fits `room` bytes of a card, cheapest first; None if none are enough."""
     changes: dict[str, Any] = {}
     while training_vram(shape, now := params.model_copy(update=changes), params.max_length) > room:
         if not now.gradient_checkpointing:
@@ -173,7 +175,7 @@ def card_table(
     return rows
 
 
-def shortages(needs: dict[str, Needs], base: Base, reference: bool) -> list[str]:
+def shortages(needs: dict[str, Needs], base: Base) -> list[str]:
     """A line for the disk and one for the memory of this machine if they are too small."""
     import psutil
 
@@ -184,8 +186,8 @@ def shortages(needs: dict[str, Needs], base: Base, reference: bool) -> list[str]
         saving = ["free some"]
         if base.fetched:
             saving.append(f"set HF_HOME to a directory on another disk ({base.fetched / 1e9:.1f} GB)")
-        if reference and stage == "reference":
-            saving.append("set reference.enabled: false")
+        if stage in OPTIONAL:
+            saving.append(f"set {stage}.enabled: false")
         found.append(
             f"disk: {stage} needs {needs[stage].disk / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
             f"{' or '.join(saving)}"
@@ -207,23 +209,24 @@ def main(
     """Print what `dvc repro` will need."""
     base = describe(load_params("base", BASE), config)
     train, quantize = load_params("train", Train), load_params("quantize", Quantize)
-    evaluate, reference = load_params("evaluate", Evaluate), load_params("reference", Reference)
+    evaluate, pretrain = load_params("evaluate", Evaluate), load_params("pretrain", PRETRAIN)
+    phases: dict[str, Train] = {"pretrain": pretrain} if isinstance(pretrain, Pretrain) else {}
+    phases["train"] = train
+    optional = [stage for stage, section in OPTIONAL.items() if load_params(stage, section).enabled]
     shape, card, listed = base.shape, this_card(), list[str](quantize.quant_types)
     matrix = quantize.imatrix_questions > 0
     types = [name for name in get_args(QuantType) if matrix or name not in NEED_MATRIX]
     files = quantized(shape, types, matrix)
     sizes = [file_size(files[name], shape) for name in listed]
-    pretrain = load_params("pretrain", PRETRAIN)
-    phases = [train, *([pretrain] if isinstance(pretrain, Pretrain) else [])]
-    larger = max(phases, key=lambda phase: training_vram(shape, phase, phase.max_length))
-    needs = stages(shape, larger, base.fetched, sizes, reference.enabled, bool(card) or larger.backend == "unsloth")
+    larger = max(phases.values(), key=lambda phase: training_vram(shape, phase, phase.max_length))
+    needs = stages(shape, phases, base.fetched, sizes, optional, bool(card) or larger.backend == "unsloth")
     training, load = training_vram(shape, larger, larger.max_length), small_load(evaluate.n_ctx)
     scorer = Load(evaluate.n_ctx, N_UBATCH, evaluate.cache_type, evaluate.cache_type != "f16", n_outputs=1 + MAX_TAILS)
     scoring = gguf_vram(files[listed[0]], shape, scorer)
 
-    advice = shortages(needs, base, reference.enabled)
+    advice = shortages(needs, base)
     if card:
-        advice += [line for phase in phases for line in training_advice(shape, phase, card.memory, card.name)]
+        advice += [line for phase in phases.values() for line in training_advice(shape, phase, card.memory, card.name)]
         if scoring > card.memory - RESERVED:
             count = layers_that_fit(files[listed[0]], shape, scorer, card.memory - RESERVED)
             advice.append(f"{card.name}: evaluate needs N_GPU_LAYERS={count} in the environment")
@@ -231,7 +234,7 @@ def main(
         advice.append("no CUDA card was found, and train.backend: unsloth needs one; rent one, or take a smaller base")
     for memory in CARDS:
         size = f"card of {memory} GB"
-        advice += [line for phase in phases for line in training_advice(shape, phase, memory * GIB, size)]
+        advice += [line for phase in phases.values() for line in training_advice(shape, phase, memory * GIB, size)]
         room = memory * GIB - RESERVED
         whole = [name for name in types if gguf_vram(files[name], shape, load) <= room]
         if whole and not set(whole) & set(listed):

@@ -4,7 +4,7 @@ A GGUF's needs follow from its header (`gguf_header.read_header`) or from `sizes
 only. The constants were fitted to figures of benchmarks/results.json; `python -m benchmarks.plan` compares all others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from typing import Any, Literal, NamedTuple, Self
 
@@ -211,27 +211,27 @@ class Needs(NamedTuple):
 
 
 def stages(
-    shape: Shape, params: Train, fetched: int, files: list[int], reference: bool, on_card: bool
+    shape: Shape, phases: Mapping[str, Train], fetched: int, files: list[int], optional: Collection[str], on_card: bool
 ) -> dict[str, Needs]:
     """Stage -> its needs, for GGUF files of those sizes; the base is measured with the first one.
 
-    `fetched` are the bytes of weights that are downloaded. Scoring on a card keeps the KV cache there.
+    `phases` are the stages that train, `optional` those of `reference` and `generate` that are on, `fetched` the bytes
+    of weights that are downloaded. Scoring on a card keeps the KV cache there.
     """
     wide = 2 * shape.parameters  # merged weights, and a temporary 16-bit GGUF
     widest = 2 * max(shape.embedding, *map(prod, shape.linear.values()))
-    adapter = 4 * adapter_parameters(shape, params)
-    state = adapter + adapter_parameters(shape, params) * optimizer_bytes(params)
-    merged = fetched + adapter + wide
-    kept = merged + sum(files)
-    host = 2 * shape.embedding if params.offload_embedding else 0
-    training = CUDA_PROCESS + host if on_card else PROCESS + training_vram(shape, params, params.max_length)
     build, score = PROCESS + round(PER_WIDEST * widest), 2 * PROCESS
-    needs = {
-        "baseline": Needs(fetched + wide + files[0], build),  # before train: no merged model lies beside it
-        "train": Needs(fetched + adapter + CHECKPOINTS * state, training),
-        "merge": Needs(merged, PROCESS + widest),
-        "quantize": Needs(kept + wide, build),
-        "evaluate": Needs(kept, score),
-        "reference": Needs(kept + wide, build),
-    }
-    return needs if reference else {name: row for name, row in needs.items() if name != "reference"}
+    needs = {"baseline": Needs(fetched + wide + files[0], build)}  # before train: no merged model lies beside it
+    kept = fetched
+    for stage, params in phases.items():
+        adapter = 4 * adapter_parameters(shape, params)
+        kept += adapter
+        state = adapter + adapter_parameters(shape, params) * optimizer_bytes(params)
+        host = 2 * shape.embedding if params.offload_embedding else 0
+        training = CUDA_PROCESS + host if on_card else PROCESS + training_vram(shape, params, params.max_length)
+        needs[stage] = Needs(kept + CHECKPOINTS * state, training)
+    needs["merge"] = Needs(kept := kept + wide, PROCESS + widest)
+    needs["quantize"] = Needs((kept := kept + sum(files)) + wide, build)
+    needs["evaluate"] = Needs(kept, score)
+    more = {"reference": Needs(kept + wide, build), "generate": Needs(kept + wide + files[0], build)}
+    return needs | {stage: need for stage, need in more.items() if stage in optional}

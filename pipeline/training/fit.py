@@ -21,7 +21,7 @@ from pipeline.models.base_weights import weights_directory
 from pipeline.models.manifest import read_manifest
 from pipeline.models.training import Training
 from pipeline.sections.train import Train
-from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.checkpoints import last_checkpoint, save_steps
 from pipeline.training.lora import (
     adapted_modules,
     check_backend,
@@ -87,7 +87,7 @@ def fit(
 
     With GPUS in the environment, that many processes do, started after everything has been checked here.
     """
-    cards = asked_for()
+    cards, _ = asked_for(), save_steps()  # a wrong environment variable is refused before anything is loaded
     if processes() == 1 and cards > 1:
         check_cards(params, cards)
     check_backend(params)

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pipeline.models.memory import (
     RESERVED,
     Load,
     Shape,
+    adapter_parameters,
     compute_size,
     gguf_vram,
     layers_that_fit,
@@ -135,14 +137,21 @@ def test_the_constants_are_the_fit_and_predict_each_training_that_is_left_out():
     assert {name for name, error in left_out(rows).items() if abs(error) > BOUNDS["VRAM"]} == set()
 
 
-def test_a_reference_and_another_file_take_disk():
+def test_a_first_phase_a_reference_answers_and_another_file_take_disk():
     train, wide = rehearsal()["train"], 2 * SHAPE.parameters
 
-    def disk(files: list[int], reference: bool) -> dict[str, int]:
-        params = trainings(figures(), {"train": train})[-1].params
-        return {name: need.disk for name, need in stages(SHAPE, params, wide, files, reference, True).items()}
+    params = trainings(figures(), {"train": train})[-1].params
+    adapter = 4 * adapter_parameters(SHAPE, params)
 
-    one, two = disk([10], False), disk([10, 7], True)
+    def disk(files: list[int], *optional: str, phases: Sequence[str] = ("train",)) -> dict[str, int]:
+        needs = stages(SHAPE, dict.fromkeys(phases, params), wide, files, optional, True)
+        return {name: need.disk for name, need in needs.items()}
+
+    one, two = disk([10]), disk([10, 7], "reference", "generate")
+    assert two["generate"] == two["reference"] + 10
+    after = disk([10], phases=["pretrain", "train"])
+    assert [after[name] - one["train"] for name in ("pretrain", "train")] == [0, adapter]
+    assert (after["quantize"], "generate" in one, "reference" in one) == (one["quantize"] + adapter, False, False)
     assert two["reference"] == two["quantize"] == one["quantize"] + 7
     assert (two["quantize"], two["baseline"]) == (one["quantize"] + 7, one["baseline"])
 

@@ -116,6 +116,7 @@ def test_the_first_phase_counts_where_it_needs_more(
     first = Pretrain(**yaml.load(project / "params.yaml")["pretrain"])
     text = said(capsys)
     assert f"{training_vram(SHAPE, first, first.max_length) / MIB:,.0f}" in text
+    assert "\npretrain " in text
     assert "card of 8 GB: training fits with pretrain.per_device_train_batch_size: 8, pretrain.grad" in text
 
 
