@@ -24,7 +24,7 @@ from pipeline.core.rows import write_rows
 from pipeline.models import imatrix
 from pipeline.models.gguf import convert, quantize
 from pipeline.models.manifest import read_manifest
-from pipeline.models.probe import Vocabulary
+from pipeline.models.vocabulary import Vocabulary
 from pipeline.reporting.compare import log_shares
 from pipeline.scoring.predict import Settings, predicted
 from pipeline.scoring.predictions import Prediction
@@ -84,9 +84,9 @@ def agreement(wide: Path, directory: Path, tool: str) -> Figures:
     command = [tool, "-m", str(wide), "-f", str(directory / "text"), "-o", str(directory / "theirs.gguf"), *options]
     subprocess.run(command, check=True, capture_output=True)
     theirs = imatrix.read(directory / "theirs.gguf")
-    with Vocabulary(wide) as vocabulary:
+    with Vocabulary(wide, "", vocab_only=True) as vocabulary:
         bos = vocabulary.lib.llama_vocab_bos(vocabulary.vocab)
-        tokens = [bos, *vocabulary.ids(text)]
+        tokens = [bos, *vocabulary.tokenize(text)]
     chunks = [[bos, *tokens[start + 1 : start + CHUNK]] for start in range(0, len(tokens) - CHUNK + 1, CHUNK)]
     ours = imatrix.collect(wide, chunks)
     assert ours.keys() == theirs.keys()

@@ -1,12 +1,13 @@
 """Whether llama.cpp sees the token ids that training saw: a probe text through every tokenizer of a model."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pipeline.core.errors import Fail
 from pipeline.core.question import Message
-from pipeline.models.chat import ChatTemplate, control_tokens, read_template
+from pipeline.models.chat import control_tokens, read_template
 from pipeline.models.encoder import Encoder
+from pipeline.models.vocabulary import Vocabulary
 
 # Kinds of text on which pre-tokenizers differ.
 PROBE = (
@@ -19,52 +20,6 @@ PROBE = (
 
 
 MESSAGES: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROBE}]
-
-
-class Vocabulary:
-    """The vocabulary of a GGUF in llama.cpp. Use it as a context manager: it holds native memory."""
-
-    def __init__(self, gguf: Path) -> None:
-        """Load it; raises `Fail`."""
-        import llama_cpp
-        from llama_cpp._logger import set_verbose
-
-        set_verbose(False)
-        self.lib: Any = llama_cpp
-        params = self.lib.llama_model_default_params()
-        params.vocab_only = True
-        self.model: Any = self.lib.llama_model_load_from_file(bytes(gguf), params)
-        if not self.model:
-            raise Fail("llama.cpp cannot load the converted vocabulary; choose another base")
-        self.vocab: Any = self.lib.llama_model_get_vocab(self.model)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.lib.llama_model_free(self.model)
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens in it parsed and none added."""
-        data = text.encode()
-        tokens = (self.lib.llama_token * (len(data) + 2))()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, True)
-        return list(tokens[:count])
-
-    def template(self) -> ChatTemplate:
-        """The GGUF's chat template with its special tokens, as the scorer and other programs use it."""
-        text = self.lib.llama_model_chat_template(self.model, None)
-        ids = {name: getattr(self.lib, f"llama_vocab_{name}")(self.vocab) for name in ("bos", "eos", "pad")}
-        tokens = {
-            f"{name}_token": self.lib.llama_vocab_get_text(self.vocab, token).decode()
-            for name, token in ids.items()
-            if token >= 0
-        }
-        return ChatTemplate(text.decode() if text else "", tokens, "the GGUF's chat template")
-
-    def stops(self, token: int) -> bool:
-        """Whether generation stops at the token."""
-        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
 
 
 def token_texts(tokenizer: Any) -> list[str]:
@@ -86,11 +41,11 @@ def check_ids(model: Path, gguf: Path, tokenizer: Any, every_token: bool) -> Non
     encoder = Encoder(model)
     chat = read_template(model).render(MESSAGES, "Yes. It is.")
     texts = [PROBE, "".join(chat), " a ".join(control_tokens(model)[:50])]
-    with Vocabulary(gguf) as vocabulary:
+    with Vocabulary(gguf, "choose another base", vocab_only=True) as vocabulary:
         for text in texts:
             trained = encoder.ids(text)
             others = {
-                "llama.cpp": vocabulary.ids(text),
+                "llama.cpp": vocabulary.tokenize(text),
                 "transformers": tokenizer.encode(text, add_special_tokens=False),
             }
             for name, found in others.items():
@@ -103,18 +58,18 @@ def check_ids(model: Path, gguf: Path, tokenizer: Any, every_token: bool) -> Non
                         "the shipped model would read other text than it was trained on; choose another base"
                     )
         for text in token_texts(encoder.tokenizer) if every_token else []:
-            if vocabulary.ids(text) != encoder.ids(text):
+            if vocabulary.tokenize(text) != encoder.ids(text):
                 raise Fail(
                     f"llama.cpp gives the text of token {encoder.ids(text)} other token ids than tokenizer.json, so it "
                     f"splits text differently; choose another base"
                 )
-        if vocabulary.template().render(MESSAGES, "Yes. It is.") != chat:
+        if vocabulary.template.render(MESSAGES, "Yes. It is.") != chat:
             raise Fail(
                 "llama.cpp gets another chat template or other special tokens than training: make "
                 "tokenizer_config.json, chat_template.jinja and config.json agree, or choose another base"
             )
         end = encoder.example(chat)[0][-1]
-        if not vocabulary.stops(end):
+        if not vocabulary.ends(end):
             raise Fail(
                 f"the chat template ends a turn with token {end}, and llama.cpp does not stop generation there: set "
                 "eos_token in the base's tokenizer_config.json to it, or choose another base"

@@ -4,12 +4,11 @@ One llama_decode scores a question: the prompt's tokens belong to every sequence
 a label follows in a sequence of its own. A form of one token costs nothing beyond the prompt.
 """
 
-import ctypes
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import Fail
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.question import Message
-from pipeline.models.chat import ChatTemplate
-from pipeline.models.gguf_header import read_metadata
+from pipeline.models.vocabulary import Vocabulary
 from pipeline.scoring.predictions import UNPARSABLE
 from pipeline.scoring.protocols import Protocol
 from pipeline.sections.evaluate import CacheType
@@ -57,7 +55,7 @@ def number(name: str, default: int) -> int:
     return int(value)
 
 
-class Scorer:
+class Scorer(Vocabulary):
     """A loaded GGUF. Use it as a context manager: it holds native memory.
 
     N_GPU_LAYERS and N_THREADS in the environment say where it runs: no parameters, as they change no decision.
@@ -68,24 +66,9 @@ class Scorer:
 
         `remedy` is what to do when memory is short. Raises `Fail`.
         """
-        import llama_cpp
-        from llama_cpp._logger import set_verbose
-
-        set_verbose(False)
-        self.lib: Any = llama_cpp
+        super().__init__(gguf, remedy, n_gpu_layers=number("N_GPU_LAYERS", 999))
         self.n_ctx, self.cache_type = n_ctx, cache_type
-        self.model: Any = None
-        self.context: Any = None
-        read_metadata(gguf)  # refuses a damaged file before native code reads it
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = number("N_GPU_LAYERS", 999)
-        self.model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
-        if not self.model:
-            raise Fail(f"{gguf} cannot be loaded by llama.cpp: it is damaged, or memory is short; {remedy}")
-        self.vocab: Any = llama_cpp.llama_model_get_vocab(self.model)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        self.template = self.chat_template(gguf)
-        self.context = llama_cpp.llama_init_from_model(self.model, self.context_params())
+        self.context: Any = self.lib.llama_init_from_model(self.model, self.context_params())
         if not self.context:
             raise Fail(f"{gguf}: llama.cpp found no memory for a context of {n_ctx} tokens; {remedy}")
 
@@ -105,50 +88,10 @@ class Scorer:
         params.n_threads = params.n_threads_batch = number("N_THREADS", len(os.sched_getaffinity(0)))
         return params
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *error: object) -> None:
         if self.context:
             self.lib.llama_free(self.context)
-        if self.model:
-            self.lib.llama_model_free(self.model)
-
-    def chat_template(self, gguf: Path) -> ChatTemplate:
-        """The GGUF's own chat template, which other programs use too; raises `Fail`."""
-        template = self.lib.llama_model_chat_template(self.model, None)
-        if not template:
-            raise Fail(f"{gguf} has no chat template; run `dvc repro` on an instruct model")
-        tokens = {name: getattr(self.lib, f"llama_vocab_{name}")(self.vocab) for name in ("bos", "eos", "pad")}
-        texts = {
-            f"{name}_token": self.piece(token).decode(errors="replace") for name, token in tokens.items() if token >= 0
-        }
-        return ChatTemplate(template.decode(), texts, f"the chat template of {gguf}")
-
-    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """Token ids of `text`, special tokens parsed; with `add_special`, BOS where the vocabulary asks for it."""
-        data = text.encode()
-        tokens = (self.lib.llama_token * (len(data) + 2))()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), add_special, True)
-        return list(tokens[:count])
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; a special token's name."""
-        buffer = ctypes.create_string_buffer(256)
-        length = self.lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, True)
-        return buffer.raw[:length]
-
-    def ends(self, token: int) -> bool:
-        """Whether generation stops at the token."""
-        return bool(self.lib.llama_vocab_is_eog(self.vocab, token))
-
-    def is_control(self, token: int) -> bool:
-        """Whether the token is a control token, such as the end of a turn."""
-        return bool(self.lib.llama_vocab_is_control(self.vocab, token))
-
-    def control_tokens(self) -> list[str]:
-        """The texts of the control tokens, such as `<|eot_id|>`."""
-        return [self.piece(token).decode(errors="replace") for token in range(self.n_vocab) if self.is_control(token)]
+        super().__exit__(*error)
 
     def encode(self, prompt: list[Message] | str, protocol: Protocol) -> tuple[list[int], Choices]:
         """Token ids of chat messages or plain text, and of each label's forms after it.

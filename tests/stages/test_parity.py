@@ -19,6 +19,7 @@ from pipeline.core.question import Message
 from pipeline.models import gguf, imatrix
 from pipeline.models.chat import ChatTemplate, control_tokens, read_template
 from pipeline.models.encoder import Encoder
+from pipeline.models.vocabulary import Vocabulary
 from pipeline.scoring.predictions import UNPARSABLE
 from pipeline.scoring.protocols import PROTOCOLS, Protocol
 from pipeline.scoring.scorer import Scorer, parse_decision
@@ -59,8 +60,6 @@ class Model(NamedTuple):
 
 def vocabulary(directory: Path, target: Path) -> Scorer:
     """A scorer that can tokenize and render as the GGUF of this tokenizer does, and nothing more."""
-    import llama_cpp
-
     for file in directory.iterdir():
         shutil.copyfile(file, target / file.name)
     size = max(token["id"] for token in read_json(target / "tokenizer.json")["added_tokens"]) + 1
@@ -68,13 +67,9 @@ def vocabulary(directory: Path, target: Path) -> Scorer:
     config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 256, "rms_norm_eps": 1e-5}
     (target / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     path = convert(target, target / "vocabulary.gguf", vocab_only=True)
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
     scorer = Scorer.__new__(Scorer)
-    scorer.lib, scorer.context = llama_cpp, None
-    scorer.model = llama_cpp.llama_model_load_from_file(bytes(path), params)
-    scorer.vocab = llama_cpp.llama_model_get_vocab(scorer.model)
-    scorer.n_vocab, scorer.template = llama_cpp.llama_vocab_n_tokens(scorer.vocab), scorer.chat_template(path)
+    scorer.context = None
+    Vocabulary.__init__(scorer, path, "", vocab_only=True)
     return scorer
 
 
