@@ -77,6 +77,11 @@ def shares(scores: dict[Label, float]) -> dict[Label, float]:
     return {label: float(np.exp(scores[label] - total)) for label in ordered}
 
 
+def together(scores: dict[Label, float]) -> float:
+    """The labels' log-probabilities -> the probability of the three together."""
+    return float(np.exp(np.logaddexp.reduce(list(scores.values()))))
+
+
 def is_open(question: str) -> bool:
     """Whether an English question asks for something else than yes, no or maybe, as 'What dose ...?' does."""
     first = {
@@ -89,10 +94,9 @@ def is_open(question: str) -> bool:
 def doubts(scores: dict[Label, float]) -> list[str]:
     """Why an answer is unreliable: the labels' probability together, or the decision's share of it, is low."""
     decision, share = next(iter(shares(scores).items()))
-    together = float(np.exp(np.logaddexp.reduce(list(scores.values()))))
     found: list[str] = []
-    if together < ON_TOPIC:
-        found.append(f"Unsure: yes, no and maybe together have {together:.0%} of the probability of the first word.")
+    if (mass := together(scores)) < ON_TOPIC:
+        found.append(f"Unsure: yes, no and maybe together have {mass:.0%} of the probability of the first word.")
     if share < SURE:
         found.append(f"Unsure: the odds for '{decision}' are below two to one.")
     return found

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import typer
 
-from pipeline.commands.ask import doubts, shares
+from pipeline.commands.ask import doubts, shares, together
 from pipeline.core.conclusion import Conclusion
 from pipeline.core.errors import Fail
 from pipeline.core.files import read_as, read_rows
@@ -32,25 +32,12 @@ FILTERS = {  # of the tuned model's answers
 }
 
 
-class Row(NamedTuple):
-    """What a model makes of a question."""
-
-    model: str
-    prediction: Label
-    shares: dict[Label, float]  # of the labels' probability, in the order of LABELS
-    label_mass: float  # the labels' probability together
-    right: bool
-
-
 class Entry(NamedTuple):
-    """A question on the page."""
+    """A question on the page; models are known by their names."""
 
-    pmid: str
-    label: Label
-    question: str
-    abstract: str
+    question: Question
     conclusion: str
-    rows: list[Row]
+    models: dict[str, Prediction]
     written: dict[str, str]  # model -> its written answer
     filters: list[str]  # keys of FILTERS that it passes
 
@@ -60,39 +47,16 @@ def scores(prediction: Prediction) -> dict[Label, float]:
     return dict(zip(LABELS, prediction.log_probabilities, strict=True))
 
 
-def row(model: str, prediction: Prediction) -> Row:
-    """A model's row in the table of a question."""
-    from numpy import exp, logaddexp
-
-    found = shares(scores(prediction))
-    return Row(
-        model,
-        prediction.prediction,
-        {label: found[label] for label in LABELS},
-        float(exp(logaddexp.reduce(prediction.log_probabilities))),
-        prediction.prediction == prediction.label,
-    )
-
-
-def entry(question: Question, conclusion: str, models: dict[str, Prediction], written: dict[str, str]) -> Entry:
-    """A question with what the models make of it; `models` and `written` are by the models' names."""
-    tuned, base, merged = models[TUNED], models[BASE], models.get(MERGED)
-    passed = {
+def passed(models: dict[str, Prediction]) -> list[str]:
+    """The keys of FILTERS that a question passes."""
+    tuned, merged = models[TUNED], models.get(MERGED)
+    passes = {
         "wrong": tuned.prediction != tuned.label,
         "unsure": bool(doubts(scores(tuned))),
-        "tuning": tuned.prediction != base.prediction,
+        "tuning": tuned.prediction != models[BASE].prediction,
         "quantization": merged is not None and tuned.prediction != merged.prediction,
     }
-    return Entry(
-        question.pmid,
-        question.label,
-        question.question,
-        abstract_of(question),
-        conclusion,
-        [row(model, prediction) for model, prediction in models.items()],
-        written,
-        [name for name, passes in passed.items() if passes],
-    )
+    return [name for name in FILTERS if passes[name]]
 
 
 def entries(comparison: Comparison) -> list[Entry]:
@@ -111,16 +75,14 @@ def entries(comparison: Comparison) -> list[Entry]:
             raise Fail(f"{path}, {TEST} and {CONCLUSIONS} have different questions; run `dvc repro`")
         models[name] = rows
     names = {"tuned": TUNED, "base": BASE}
-    written = {(row.pmid, names[row.model]): row.text for row in read_answers(ANSWERS)}
-    return [
-        entry(
-            question,
-            conclusions[question.pmid],
-            {model: rows[question.pmid] for model, rows in models.items()},
-            {model: written[question.pmid, model] for model in models if (question.pmid, model) in written},
-        )
-        for question in questions
-    ]
+    written: dict[str, dict[str, str]] = {question.pmid: {} for question in questions}
+    for row in read_answers(ANSWERS):
+        written.setdefault(row.pmid, {})[names[row.model]] = row.text
+    found: list[Entry] = []
+    for question in questions:
+        asked = {model: rows[question.pmid] for model, rows in models.items()}
+        found.append(Entry(question, conclusions[question.pmid], asked, written[question.pmid], passed(asked)))
+    return found
 
 
 def main(output: Path = Path("browse.html")) -> None:
@@ -135,6 +97,7 @@ def main(output: Path = Path("browse.html")) -> None:
         filters={name: title for name, title in FILTERS.items() if measured or name != "quantization"},
         labels=LABELS,
         entries=entries(comparison),
+        **{function.__name__: function for function in (abstract_of, scores, shares, together)},
     )
     with writing(output) as partial:
         partial.write_text(page, encoding="utf-8")

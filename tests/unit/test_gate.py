@@ -15,12 +15,9 @@ from pipeline.commands import comment, gate
 from pipeline.commands.gate import COMPARISON, judge
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import write_json
-from pipeline.reporting.compare import compare
-from pipeline.scoring.measures import rounded
 from pipeline.scoring.predictions import write_predictions
 from tests.branches import TUNED, commit, git, repository, table, write
 from tests.conftest import ROOT, set_params
-from tests.tables import CHOICE, REPORT, SUBJECT, facts
 
 BASE_TABLE = table(range(100))
 
@@ -69,15 +66,6 @@ def test_worse_than_the_base_is_any_loss_of_accuracy(project: Path) -> None:
     assert "its own base" in judge("main").sentence
     write(project, table(range(40)), table(range(40)))
     assert judge("main").passed
-
-
-def test_the_base_is_credited_with_the_protocol_chosen_on_validation(project: Path) -> None:
-    harness = [row._replace(protocol="lm_eval", greedy="") for row in table(range(10))]
-    tables, tuned = {"chat": BASE_TABLE, "lm_eval": harness}, table(range(40))
-    for choice, passed in ((SUBJECT.base_protocol, True), (CHOICE, False)):
-        subject = SUBJECT.model_copy(update={"base_protocol": choice})
-        write_json(COMPARISON, rounded(compare(subject, tables, {"chat": tuned}, {}, facts(tuned), REPORT)))
-        assert judge("main").passed == passed
 
 
 def test_a_model_that_is_worse_than_both_is_refused_for_both(project: Path) -> None:

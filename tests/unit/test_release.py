@@ -208,6 +208,7 @@ def test_run_md_shows_the_form_of_the_training_and_copies_the_file(simulated: Ma
     lines = [line.removeprefix("    ") for line in text.splitlines()]
     assert user("YOUR QUESTION", "THE ABSTRACT") in "\n".join(lines)
     assert simulated.figures["gguf"]["sha256"] in lines
+    assert SIMULATED in lines
     for words in ("Not for clinical use", "lms import --copy", "ollama create", "llama-server"):
         assert words in text
 
