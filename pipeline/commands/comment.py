@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,14 @@ class Row(NamedTuple):
 def quality(judgement: Judgement) -> list[Row]:
     """Accuracy, macro-F1 and recalls of the tuned model."""
     main, here, found = judgement.main, judgement.here, judgement.minus_main
-    new, old = here.tuned, main and main.tuned
+    new, old, by = here.tuned, main and main.tuned, [(label, attrgetter(label)) for label in LABELS]
     return [
         Row("accuracy", old and old.accuracy.value, new.accuracy.value, found and found.accuracy),
         Row("macro-F1", old and old.macro_f1, new.macro_f1, found and found.macro_f1),
-        *(Row(f"recall of {name}", *(of and getattr(of.recall, name) for of in (old, new, found))) for name in LABELS),
+        *(
+            Row(f"recall of {name}", old and of(old.recall), of(new.recall), found and of(found.recall))
+            for name, of in by
+        ),
         Row("calibration error", old and old.renormalised.calibration_error, new.renormalised.calibration_error),
         Row("accuracy of the untuned base", main and main.base.accuracy.value, here.base.accuracy.value),
     ]
