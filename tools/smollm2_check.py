@@ -6,10 +6,12 @@ Token ids, the pre-tokenizer that llama.cpp's converter recognises, and the next
 import ctypes
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tools.smollm2_directory import WeightsError
+from pipeline.core.errors import Fail
+from pipeline.models.vocabulary import Vocabulary
 
 # What pre-tokenizers differ in: digits, contractions, accents, scripts without spaces, emoji, spaces, special tokens.
 PROBE = (
@@ -21,40 +23,17 @@ QUESTION = "<|im_start|>user\nWhich organ pumps blood through the body?<|im_end|
 MAX_KL = 0.1  # nats; llama.cpp rounds activations to 8 bits, which gives 0.01, and rows in a wrong order several nats
 
 
-def load_llama(gguf: Path) -> tuple[Any, Any]:
-    """llama.cpp's library and the loaded GGUF, on the CPU."""
-    import llama_cpp
-    from llama_cpp._logger import set_verbose
-
-    set_verbose(False)
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = llama_cpp.llama_model_load_from_file(bytes(gguf), params)
-    if not model:
-        raise WeightsError(f"{gguf} cannot be loaded by llama.cpp; run `make setup` again")
-    return llama_cpp, model
-
-
-def llama_tokenize(library: Any, model: Any, text: str) -> list[int]:
-    """llama.cpp's token ids of a text, special tokens parsed, no BOS."""
-    data = text.encode()
-    ids = (library.llama_token * (len(data) + 1))()
-    vocabulary = library.llama_model_get_vocab(model)
-    return list(ids[: library.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, True)])
-
-
-def llama_logits(library: Any, model: Any, ids: list[int]) -> Any:
+def llama_logits(llama: Vocabulary, ids: list[int]) -> Any:
     """llama.cpp's logits of the token after `ids`, shape (vocabulary,), float32."""
     import numpy as np
 
-    context = library.llama_init_from_model(model, library.llama_context_default_params())
-    tokens = (library.llama_token * len(ids))(*ids)  # the batch only points to it
-    if library.llama_decode(context, library.llama_batch_get_one(tokens, len(ids))):
-        raise WeightsError("llama.cpp could not evaluate a prompt; free memory and try again")
-    pointer = library.llama_get_logits_ith(context, -1)
-    size = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-    logits = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), shape=(size,)).copy()
-    library.llama_free(context)
+    context = llama.lib.llama_init_from_model(llama.model, llama.lib.llama_context_default_params())
+    tokens = (llama.lib.llama_token * len(ids))(*ids)  # the batch only points to it
+    if llama.lib.llama_decode(context, llama.lib.llama_batch_get_one(tokens, len(ids))):
+        raise Fail("llama.cpp could not evaluate a prompt; free memory and try again")
+    pointer = llama.lib.llama_get_logits_ith(context, -1)
+    logits = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), shape=(llama.n_vocab,)).copy()
+    llama.lib.llama_free(context)
     return logits
 
 
@@ -81,11 +60,11 @@ def pubmedqa_texts(path: Path) -> list[str]:
             "\n".join([record["QUESTION"], *record["CONTEXTS"], record["LONG_ANSWER"]]) for record in records.values()
         ]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise WeightsError(f"{path} is no file of PubMedQA; name its ori_pqal.json, or leave --texts out") from None
+        raise Fail(f"{path} is no file of PubMedQA; name its ori_pqal.json, or leave --texts out") from None
 
 
 def check_tokenizer(directory: Path, tokenize: Callable[[str], list[int]], texts: list[str]) -> Any:
-    """The directory's tokenizer; raises `WeightsError` unless its ids are llama.cpp's and the converter knows it."""
+    """The directory's tokenizer; raises `Fail` unless its ids are llama.cpp's and the converter knows it."""
     from conversion.base import TextModel
     from transformers import AutoTokenizer
 
@@ -95,15 +74,13 @@ def check_tokenizer(directory: Path, tokenize: Callable[[str], list[int]], texts
         return tokenizer.encode(text, add_special_tokens=True)
 
     if (number := first_difference(texts, encode, tokenize)) is not None:
-        raise WeightsError(
-            f"text {number}: the tokenizer's ids are not llama.cpp's; install the versions in constraints.txt"
-        )
+        raise Fail(f"text {number}: the tokenizer's ids are not llama.cpp's; install the versions in constraints.txt")
     try:
         recognised = TextModel.get_vocab_base_pre(None, tokenizer)  # pyright: ignore[reportArgumentType]
     except NotImplementedError:
         recognised = "unknown"
     if recognised != "smollm":
-        raise WeightsError(
+        raise Fail(
             f"llama.cpp's converter takes the pre-tokenizer for {recognised}, not smollm; install the versions in "
             "constraints.txt"
         )
@@ -111,7 +88,7 @@ def check_tokenizer(directory: Path, tokenize: Callable[[str], list[int]], texts
 
 
 def check_weights(directory: Path, tokenizer: Any, logits: Callable[[list[int]], Any]) -> float:
-    """KL(llama.cpp || transformers) of the token after a question, in nats; raises `WeightsError` if it is large."""
+    """KL(llama.cpp || transformers) of the token after a question, in nats; raises `Fail` if it is large."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -121,7 +98,7 @@ def check_weights(directory: Path, tokenizer: Any, logits: Callable[[list[int]],
         ours = model(torch.tensor([ids])).logits[0, -1].numpy()
     divergence = kl_divergence(logits(ids), ours)
     if not divergence < MAX_KL:
-        raise WeightsError(
+        raise Fail(
             f"the weights do not give llama.cpp's probabilities (KL divergence {divergence:.2f}); install the versions "
             "in constraints.txt"
         )
@@ -130,9 +107,6 @@ def check_weights(directory: Path, tokenizer: Any, logits: Callable[[list[int]],
 
 def check(directory: Path, gguf: Path, texts: list[str]) -> float:
     """Compare the directory with llama.cpp on the GGUF; returns the KL divergence of a next token."""
-    library, model = load_llama(gguf)
-    try:
-        tokenizer = check_tokenizer(directory, lambda text: llama_tokenize(library, model, text), [PROBE, *texts])
-        return check_weights(directory, tokenizer, lambda ids: llama_logits(library, model, ids))
-    finally:
-        library.llama_model_free(model)
+    with Vocabulary(gguf, "run `make setup` again", n_gpu_layers=0) as llama:
+        tokenizer = check_tokenizer(directory, llama.tokenize, [PROBE, *texts])
+        return check_weights(directory, tokenizer, partial(llama_logits, llama))

