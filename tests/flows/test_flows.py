@@ -138,10 +138,12 @@ def test_2_to_5_after_a_type_is_added_or_removed(team: Team, types: list[str], t
     third = team.machine(tmp_path / "third", branch)
     set_params(third, "evaluate", protocols=["chat"])
     assert sorted(repro(third, *PULLING, **CREDENTIALS)) == ["baseline", "evaluate", "report"]
-    set_params(third, "train", learning_rate=1e-4)
-    ran = repro(third, *PULLING, **CREDENTIALS)
+
+    fourth = team.machine(tmp_path / "fourth", branch)
+    set_params(fourth, "train", learning_rate=1e-4)
+    ran = repro(fourth, *PULLING, **CREDENTIALS)
     assert sorted(ran) == ["evaluate", "generate", "merge", "quantize", "reference", "report", "train"]
-    assert files(third).keys() == set(types)
+    assert files(fourth).keys() == set(types)
 
 
 def test_one_file_among_several_is_pulled_alone(team: Team, tmp_path: Path) -> None:
