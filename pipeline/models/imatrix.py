@@ -139,7 +139,8 @@ def load(lib: Any, gguf: Path, layers: int, n_ctx: int, callback: Any) -> tuple[
     options.flash_attn_type = 0
     options.n_threads = options.n_threads_batch = len(os.sched_getaffinity(0))
     options.cb_eval = callback
-    for n_gpu_layers in range(layers + 1, -1, -max(1, layers // 8)) if lib.llama_supports_gpu_offload() else [0]:
+    steps = range(layers + 1, 0, -max(1, layers // 8)) if lib.llama_supports_gpu_offload() else ()
+    for n_gpu_layers in (*steps, 0):
         params.n_gpu_layers = n_gpu_layers
         if model := lib.llama_model_load_from_file(bytes(gguf), params):
             if context := lib.llama_init_from_model(model, options):

@@ -1,6 +1,8 @@
 """The importance matrix: its file, and what is refused."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -78,3 +80,23 @@ def test_it_takes_the_first_training_questions_and_refuses_more_than_there_are()
 def test_a_list_of_types_that_llama_cpp_would_refuse_is_refused(types: list[str], questions: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Quantize.model_validate({"quant_types": types, "imatrix_questions": questions})
+
+
+@pytest.mark.parametrize(("layers", "card", "tried"), [(32, True, 10), (4, True, 6), (32, False, 1)])
+def test_a_model_that_no_card_holds_is_loaded_into_main_memory(layers: int, card: bool, tried: int) -> None:
+    loaded: list[int] = []
+
+    def load_model(path: bytes, params: Any) -> str:
+        loaded.append(params.n_gpu_layers)
+        return "model"
+
+    lib = SimpleNamespace(
+        llama_model_default_params=SimpleNamespace,
+        llama_context_default_params=SimpleNamespace,
+        llama_supports_gpu_offload=lambda: card,
+        llama_model_load_from_file=load_model,
+        llama_init_from_model=lambda model, options: None if loaded[-1] else "context",
+        llama_model_free=lambda model: None,
+    )
+    assert imatrix.load(lib, Path("wide.gguf"), layers, 512, None) == ("model", "context")
+    assert (len(loaded), loaded[-1]) == (tried, 0)
