@@ -175,9 +175,3 @@ def project(micro: Path, tmp_path: Path) -> Path:
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | 0o200)
     return directory
-
-
-@pytest.fixture(scope="session")
-def reproduced(micro: Path) -> Path:
-    """A project in which `dvc repro` has run once: the same as `micro`, for tests that ask DVC about it."""
-    return micro

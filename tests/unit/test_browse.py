@@ -1,6 +1,5 @@
 """`python -m pipeline browse`: every question with what each model answered, whatever its texts are."""
 
-import contextlib
 import html.parser
 import json
 import shutil
@@ -18,7 +17,7 @@ from pipeline.core.question import Question
 from pipeline.core.rows import write_rows
 from pipeline.scoring.answers import Answer
 from pipeline.scoring.predictions import read_predictions, write_predictions
-from tests.tables import ANSWERS, CONCLUSIONS, make_report, model, write_inputs, write_values
+from tests.tables import ANSWERS, CONCLUSIONS, model, write_values
 
 EVIL = '</script><script>document.title="run"</script><img src=x onerror=\'document.title="run"\'>&amp; {{ 7 * 7 }} \'"'
 
@@ -36,16 +35,6 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
-
-
-@pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which `report` has run. Do not change it."""
-    directory = tmp_path_factory.mktemp("reported")
-    with contextlib.chdir(directory):
-        write_inputs(directory)
-        make_report(Path())
-    return directory
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`python -m pipeline publish`: what goes to the hub, under which names, and what is refused before."""
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -15,25 +14,16 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import sha256
 from pipeline.models.gguf_header import LLAMA_3_LICENCE
 from tests.hub import Answer, Server, serve
-from tests.tables import make_report, write_gguf, write_inputs
+from tests.tables import write_gguf
 
 NAME, OTHER = "medical-reasoner-8B-Q4_K_M.gguf", "medical-reasoner-8B-IQ3_XS.gguf"
 GGUF, RELEASE = Path("medical-reasoner.gguf"), Path("release")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("made")
-    with contextlib.chdir(directory):
-        write_inputs(directory)
-        make_report(directory)
-    return directory
-
-
 @pytest.fixture
-def hub(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def hub(reported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A hub without Xet; the working directory has a release."""
-    monkeypatch.chdir(made)
+    monkeypatch.chdir(reported)
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     with serve() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)

@@ -1,6 +1,5 @@
 """The stage `report`: its files, and the summary of a run."""
 
-import contextlib
 import csv
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import read_as, sha256
 from pipeline.reporting.comparison import Comparison, advice, listed
 from pipeline.scoring.predictions import read_predictions, write_predictions
+from tests.branches import commit, git
 from tests.tables import OUTPUTS, ROOT, TFIDF, make_report, write_inputs
 
 TUNED = Path("metrics/predictions/tuned.csv")
@@ -24,16 +24,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the stage has run. Do not change it."""
-    directory = tmp_path_factory.mktemp("made")
-    with contextlib.chdir(directory):
-        write_inputs(directory)
-        make()
-    return directory
 
 
 def make() -> Comparison:
@@ -58,22 +48,22 @@ def test_two_runs_write_the_same_files_and_name_no_path_of_this_machine(project:
     assert not any(str(project).encode() in content for content in first.values())
 
 
-def test_curves_hold_what_the_comparison_says(made: Path) -> None:
-    compared = read_as(Comparison, made / "metrics/compare.json")
-    with (made / "metrics/curves/accuracy.csv").open() as file:
+def test_curves_hold_what_the_comparison_says(reported: Path) -> None:
+    compared = read_as(Comparison, reported / "metrics/compare.json")
+    with (reported / "metrics/curves/accuracy.csv").open() as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
     assert float(rows["tuned model"]["low"]) == compared.tuned.accuracy.low
     assert len(rows) == 5
-    with (made / "metrics/curves/right_label.csv").open() as file:
+    with (reported / "metrics/curves/right_label.csv").open() as file:
         assert len(list(csv.DictReader(file))) == compared.questions
 
 
-def test_the_choice_table_has_each_file_and_says_which_is_for_whom(made: Path) -> None:
-    compared = read_as(Comparison, made / "metrics/compare.json")
+def test_the_choice_table_has_each_file_and_says_which_is_for_whom(reported: Path) -> None:
+    compared = read_as(Comparison, reported / "metrics/compare.json")
     files = listed(compared)
     assert list(files) == ["Q4_K_M", "IQ3_XS"]
     other = files["IQ3_XS"]
-    assert other.sha256 == sha256(made / "quantized/medical-reasoner-IQ3_XS.gguf")
+    assert other.sha256 == sha256(reported / "quantized/medical-reasoner-IQ3_XS.gguf")
     lost = compared.tuned_minus_merged
     assert lost
     headline = files["Q4_K_M"]
@@ -84,7 +74,7 @@ def test_the_choice_table_has_each_file_and_says_which_is_for_whom(made: Path) -
     cache = 32 * 2 * 8 * 128 * 8.5 / 8 / 2**20  # MiB of a token of Llama-3-8B at q8_0
     assert other.vram_mib.tokens_8192 - other.vram_mib.tokens_2048 > 6144 * cache
     text = summary.summary(compared, "", {"IQ3_XS": 12.0})
-    for page in (text, *((made / "release" / name).read_text() for name in ("README.md", "RUN.md"))):
+    for page in (text, *((reported / "release" / name).read_text() for name in ("README.md", "RUN.md"))):
         assert page.index("Q4_K_M") < page.index("IQ3_XS")
         assert advice(compared) in " ".join(page.split())
 
@@ -102,15 +92,15 @@ def test_the_choice_table_has_each_file_and_says_which_is_for_whom(made: Path) -
     ],
 )
 def test_each_card_gets_the_file_closest_to_16_bits_that_it_holds(
-    made: Path, cards: dict[str, int | None], expected: str
+    reported: Path, cards: dict[str, int | None], expected: str
 ) -> None:
-    compared = read_as(Comparison, made / "metrics/compare.json")
+    compared = read_as(Comparison, reported / "metrics/compare.json")
     files = {name: compared.files[name].model_copy(update={"card_gb": card}) for name, card in cards.items()}
     assert expected in advice(compared.model_copy(update={"files": files}))
 
 
-def test_every_picture_says_that_the_data_are_simulated(made: Path) -> None:
-    pictures = {path.stem: path.read_text() for path in (made / "metrics/pictures").iterdir()}
+def test_every_picture_says_that_the_data_are_simulated(reported: Path) -> None:
+    pictures = {path.stem: path.read_text() for path in (reported / "metrics/pictures").iterdir()}
     assert pictures.keys() == {"accuracy", "confusion", "loss", "reliability", "right_label", "risk_coverage"}
     assert [name for name, svg in pictures.items() if "simulated" not in svg] == []
 
@@ -130,8 +120,8 @@ def test_importing_the_stage_imports_no_heavy_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simulated_ones(made: Path) -> None:
-    compared = read_as(Comparison, made / "metrics/compare.json")
+def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simulated_ones(reported: Path) -> None:
+    compared = read_as(Comparison, reported / "metrics/compare.json")
     text = summary.summary(compared, "", {"IQ3_XS": 12.0})
     assert max(map(len, text.splitlines())) <= 80
     shown = compared.tuned.accuracy
@@ -145,16 +135,10 @@ def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simula
 
 
 def test_the_summary_compares_with_the_last_commit_but_for_times_and_memory(project: Path) -> None:
-    def git(*arguments: str) -> None:
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True
-        )
-
     assert "not a git repository" in summary.committed()
-    git("init")
+    git(project, "init")
     assert "differ" in summary.committed()  # nothing is committed yet
-    git("add", ".")
-    git("commit", "-m", "results")
+    commit(project, "results")
     assert "equal" in summary.committed()
     Path("metrics/train_resources.json").write_text("2")
     Path("metrics/train_memory.csv").write_text("2")
