@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,38 +104,50 @@ def release(file: int, tensor: Tensor) -> None:
     ctypes.CDLL(None).fallocate(file, punch_hole | keep_size, ctypes.c_long(tensor.offset), ctypes.c_long(tensor.bytes))
 
 
+def run_quantizer(
+    source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix, note: Callable[[str], None], **options: int
+) -> int:
+    """The status of llama.cpp's quantizer, 0 if it succeeded; `note` gets its log, `options` are its parameters."""
+    import llama_cpp
+    from llama_cpp._logger import llama_log_callback, set_verbose
+
+    set_verbose(False)
+    params: Any = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
+    for name, value in options.items():
+        setattr(params, name, value)
+    importance = imatrix.pointer_to(matrix)
+    if matrix:
+        params.imatrix = importance
+
+    @llama_cpp.llama_log_callback
+    def log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        note(text.decode(errors="replace"))
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p())
+    status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
+    llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # before `log` is garbage-collected
+    return status
+
+
 def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix, consume: bool = False) -> None:
     """Quantize a 16-bit GGUF to llama.cpp's type of that name, by an importance matrix that may be empty.
 
     With `consume`, give the disk of each tensor of `source` back once it is quantized. Raises `Fail`.
     """
-    import llama_cpp
-    from llama_cpp._logger import llama_log_callback, set_verbose
-
-    set_verbose(False)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
-    params.nthread = len(os.sched_getaffinity(0))
-    params.max_buf_size = MAX_BUF_SIZE
-    importance = imatrix.pointer_to(matrix)
-    if matrix:
-        params.imatrix = importance
-    tensors = read_header(source).tensors
-    done: list[str] = []
+    tensors, done = read_header(source).tensors, list[str]()
     with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar, source.open("r+b") as file:
 
-        @llama_cpp.llama_log_callback
-        def progress(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-            if found := re.match(rb"\[ *\d+/ *(\d+)\] +(\S+)", text):  # before a tensor, when the last is done
+        def progress(text: str) -> None:
+            if found := re.match(r"\[ *\d+/ *(\d+)\] +(\S+)", text):  # before a tensor, when the last is done
                 bar.total = int(found[1])
                 bar.update()
                 if consume and done:
                     release(file.fileno(), tensors[done[-1]])
-                done.append(found[2].decode())
+                done.append(found[2])
 
-        llama_cpp.llama_log_set(progress, ctypes.c_void_p())
-        status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.pointer(params))
-        llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())  # before `progress` is garbage-collected
+        cores = len(os.sched_getaffinity(0))
+        status = run_quantizer(source, target, quant_type, matrix, progress, nthread=cores, max_buf_size=MAX_BUF_SIZE)
     if status != 0:
         raise Fail(
             f"llama.cpp could not quantize {source} to {quant_type} (status {status}); free memory and disk, then run "

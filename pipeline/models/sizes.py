@@ -1,6 +1,5 @@
 """The tensors of a GGUF before there are weights: llama.cpp's quantizer, in its dry run, on shapes alone."""
 
-import ctypes
 import os
 import re
 import tempfile
@@ -9,7 +8,9 @@ from math import prod
 from pathlib import Path
 
 from pipeline.core.errors import Fail
+from pipeline.models.gguf import run_quantizer
 from pipeline.models.gguf_header import Tensor, padded
+from pipeline.models.imatrix import Entry
 from pipeline.models.memory import Shape
 
 NAMES = {  # transformers' name of a layer -> llama.cpp's
@@ -73,43 +74,30 @@ def quantized(shape: Shape, quant_types: Iterable[str], matrix: bool) -> dict[st
 
     The offsets are 0. Raises `Fail` if llama.cpp refuses the shape.
     """
-    import llama_cpp
+    import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from llama_cpp._logger import llama_log_callback
 
     found: dict[str, dict[str, Tensor]] = {}
     # llama.cpp chooses other types for some tensors if there is a matrix, whatever is in it.
-    one = (ctypes.c_float * 1)(1.0)
-    entries = (llama_cpp.llama_model_imatrix_data * 2)()  # the last one, zeros, ends the list
-    entries[0].name, entries[0].size, entries[0].data = b"any", 1, one
+    importance = {"any": Entry(np.ones(1), 1)} if matrix else {}
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "shape.gguf")
         write_sparse(source, shape)
         for quant_type in quant_types:
-            tensors = wide_tensors(shape)
+            tensors, name = wide_tensors(shape), ""
 
-            @llama_cpp.llama_log_callback
-            def note(level: int, text: bytes, user_data: ctypes.c_void_p, tensors: dict[str, Tensor] = tensors) -> None:
+            def note(text: str, tensors: dict[str, Tensor] = tensors) -> None:
                 # llama.cpp writes the name of a tensor, and what becomes of it, in two pieces.
                 nonlocal name
-                if about := re.match(rb"\[ *\d+/ *\d+\] +(\S+)", text):
-                    name = about[1].decode()
-                if made := re.search(rb"-> .* MiB \((\w+)\)", text):
-                    kind = GGMLQuantizationType[made[1].decode().upper()]
+                if about := re.match(r"\[ *\d+/ *\d+\] +(\S+)", text):
+                    name = about[1]
+                if made := re.search(r"-> .* MiB \((\w+)\)", text):
+                    kind = GGMLQuantizationType[made[1].upper()]
                     block, size = GGML_QUANT_SIZES[kind]
                     rows = tensors[name].shape
                     tensors[name] = Tensor(kind.name, rows, 0, prod(rows) // block * size)
 
-            name = ""
-            params = llama_cpp.llama_model_quantize_default_params()
-            params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{quant_type}")
-            params.dry_run = True
-            if matrix:
-                params.imatrix = entries  # pyright: ignore[reportAttributeAccessIssue]  # an array is a pointer
-            llama_cpp.llama_log_set(note, ctypes.c_void_p())
-            status = llama_cpp.llama_model_quantize(bytes(source), b"", ctypes.pointer(params))
-            llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p())
-            if status != 0:
+            if status := run_quantizer(source, Path(directory, "none"), quant_type, importance, note, dry_run=True):
                 raise Fail(f"llama.cpp cannot quantize a model of this shape to {quant_type} (status {status})")
             found[quant_type] = tensors
     return found
