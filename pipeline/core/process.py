@@ -12,7 +12,7 @@ from pipeline.core.errors import Fail
 def run_module(name: str, *arguments: str, given: str = "", **environment: str) -> str:
     """The last line that `python -m NAME ARGUMENTS` prints, `given` as its input; raises `Fail` with it on an error."""
     command, env = [sys.executable, "-m", name, *arguments], os.environ | environment
-    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C this process ends it, and speaks
+    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C, this process ends it
     done = subprocess.run(
         command, input=given, stdout=subprocess.PIPE, text=True, env=env, check=False, preexec_fn=quiet
     )
