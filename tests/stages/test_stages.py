@@ -161,10 +161,12 @@ def test_the_adapter_says_what_it_was_trained_on_and_names_no_path_and_the_base_
 def test_the_log_has_a_row_for_each_step(micro: Path) -> None:
     log, memory = (table(micro / "metrics" / f"train_{name}.csv") for name in ("log", "memory"))
     assert [row["step"] for row in log] == [row["step"] for row in memory] == ["1", "2", "3"]
-    assert list(log[0]) == ["step", "loss", "learning_rate", "grad_norm"]
+    assert list(log[0]) == ["step", "loss", "validation_loss", "learning_rate", "grad_norm"]
+    validated = [row.pop("validation_loss") for row in log]
     assert all(math.isfinite(float(value)) for row in log + memory for value in row.values())
     metrics = numbers(micro / "metrics" / "train.json")
     assert [metrics["first_loss"], metrics["last_loss"]] == [float(log[i]["loss"]) for i in (0, -1)]
+    assert (validated[0], bool(validated[1]), float(validated[2])) == ("", True, metrics["validation_loss"])  # every 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_at_that_step(project: Path) -> None:
