@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from pipeline.core.files import sha256
 from pipeline.models.gguf_header import LLAMA_3_LICENCE
 from pipeline.models.memory import small_load
-from pipeline.reporting.comparison import NO_RELEASE, SIMULATED
+from pipeline.reporting.comparison import NO_RELEASE, SIMULATED, points
 from pipeline.reporting.release import has_llama_3_turns
+from pipeline.scoring.measures import Interval
 from pipeline.scoring.protocols import user
 from tests.tables import CHAT_TEMPLATE, DATA, SOURCE, WEIGHTS, make_report, write_gguf, write_inputs, write_values
 
@@ -120,6 +121,7 @@ def test_the_card_says_what_it_is_not_for_and_how_good_it_is(simulated: Made) ->
     assert SIMULATED in simulated.section("Results")
     assert f"| tuned model | {tuned['accuracy']['value']:.1%} |" in text
     assert "| maybe | 55 |" in text
+    assert f"difference {points(Interval(**simulated.figures['tuned_minus_base']['recall']['maybe']))} points)" in text
     assert "| year of publication | before 2005 | 180 |" in text
     assert "under the protocol lm_eval, chosen on 50 validation questions" in text
     for name in ("tuned", "base", "merged"):
