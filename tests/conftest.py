@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ for _name, _value in ENVIRONMENT.items():  # before numpy and torch, which read 
 
 ROOT = Path(__file__).parent.parent
 yaml = YAML(typ="safe")
+TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))  # of make
 ALONE = "unshare -rn"  # a network namespace whose only interface is a loopback that is down
 
 

@@ -13,10 +13,9 @@ import pytest
 from pipeline.__main__ import COMMANDS
 from pipeline.scoring.protocols import messages
 from pipeline.sections.base import BASE
-from tests.conftest import ROOT, stages, yaml
+from tests.conftest import ROOT, TARGETS, stages, yaml
 from tests.pages import PAGES, blocks, fenced, links, name, prose, quoted
 
-TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 SUFFIXES = "py md yaml yml toml txt sh ipynb lock cmake".split()  # of files that are in git
 ADDED = {"pipeline/stages/errors.py", "errors"}  # docs/extend.md makes them
 
