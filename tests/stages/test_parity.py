@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -317,8 +316,8 @@ FEW = {"yes": ["yes"], "no": ["No."], "maybe": ["Maybe, yes"]}
     [
         PROTOCOLS["chat"],
         PROTOCOLS["lm_eval"],
-        Protocol(1, attrgetter("chat"), SEVERAL.__getitem__, True),
-        Protocol(1, attrgetter("chat"), FEW.__getitem__, True),
+        Protocol(1, PROTOCOLS["chat"].prompt, SEVERAL.__getitem__, True),
+        Protocol(1, PROTOCOLS["chat"].prompt, FEW.__getitem__, True),
     ],
     ids=["chat", "lm_eval", "answers of many tokens", "answers of a few tokens"],
 )
