@@ -218,9 +218,9 @@ def file_choice(
     file: File, path: str, header: Header, rows: list[Prediction], merged: Predictions, params: Report
 ) -> FileChoice:
     """A row of the choice table, for predictions of one file under the protocol chat."""
-    if lost := merged.get("chat"):
-        check_same_questions(lost, rows, f"merged model and {path}")
-    loss = quantization(lost, rows, params) if lost else None
+    if at_16_bits := merged.get("chat"):
+        check_same_questions(at_16_bits, rows, f"merged model and {path}")
+    loss = quantization(at_16_bits, rows, params) if at_16_bits else None
     room = vram(header)
     return FileChoice(
         **dict(file),
