@@ -20,7 +20,6 @@ from pipeline.core.errors import Fail
 from pipeline.core.outputs import scratch
 from pipeline.core.process import run_module
 from pipeline.models import imatrix
-from pipeline.models.gguf_header import Tensor, read_header
 from pipeline.models.manifest import Manifest
 
 # Mean bits of a weight in an 8-billion-parameter Llama 3, by the size of the file, rounded up.
@@ -60,13 +59,12 @@ def build(
     Returns the importance matrix over `texts` of token ids, an empty one if there are none. Raises `Fail`.
     """
     first, *_ = targets
-    *before, last = targets.values()
-    check_disk(manifest, first.parent, 1.05 + sum(BITS[quant_type] for quant_type in before) / 16)
+    check_disk(manifest, first.parent, 1 + sum(BITS[quant_type] for quant_type in targets.values()) / 16)
     with scratch(first.with_suffix(".16bit.gguf")) as wide:
         convert(model, manifest, wide, metadata)
         matrix = imatrix.collect(wide, texts) if texts else {}
         for target, quant_type in targets.items():
-            quantize(wide, target, quant_type, matrix, consume=quant_type == last)
+            quantize(wide, target, quant_type, matrix)
     return matrix
 
 
@@ -98,12 +96,6 @@ def run_converter(model: Path, target: Path, options: dict[str, Any], source: st
         raise Fail(f"{source}: {error}") from None
 
 
-def release(file: int, tensor: Tensor) -> None:
-    """Give the disk of a tensor back, where the file system can (fallocate(2)); it then reads as zeros."""
-    punch_hole, keep_size = 2, 1
-    ctypes.CDLL(None).fallocate(file, punch_hole | keep_size, ctypes.c_long(tensor.offset), ctypes.c_long(tensor.bytes))
-
-
 def run_quantizer(
     source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix, note: Callable[[str], None], **options: int
 ) -> int:
@@ -130,21 +122,17 @@ def run_quantizer(
     return status
 
 
-def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix, consume: bool = False) -> None:
+def quantize(source: Path, target: Path, quant_type: str, matrix: imatrix.Matrix) -> None:
     """Quantize a 16-bit GGUF to llama.cpp's type of that name, by an importance matrix that may be empty.
 
-    With `consume`, give the disk of each tensor of `source` back once it is quantized. Raises `Fail`.
+    Raises `Fail`.
     """
-    tensors, done = read_header(source).tensors, list[str]()
-    with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar, source.open("r+b") as file:
+    with tqdm(desc=f"quantize {quant_type}", unit="tensor") as bar:
 
         def progress(text: str) -> None:
-            if found := re.match(r"\[ *\d+/ *(\d+)\] +(\S+)", text):  # before a tensor, when the last is done
+            if found := re.match(r"\[ *\d+/ *(\d+)\]", text):
                 bar.total = int(found[1])
                 bar.update()
-                if consume and done:
-                    release(file.fileno(), tensors[done[-1]])
-                done.append(found[2])
 
         cores = len(os.sched_getaffinity(0))
         status = run_quantizer(source, target, quant_type, matrix, progress, nthread=cores, max_buf_size=MAX_BUF_SIZE)

@@ -227,18 +227,6 @@ def test_a_file_has_the_types_of_its_quantization_and_no_fallback(
     assert {tensor.tensor_type.name for tensor in reader.tensors} == types
 
 
-def test_the_last_quantization_gives_the_disk_of_the_16_bit_file_back_and_makes_the_same_file(
-    micro: Path, wide: Path, tmp_path: Path
-) -> None:
-    matrix = imatrix.read(micro / "models" / "imatrix.gguf")
-    copy = Path(shutil.copyfile(wide, tmp_path / "copy.gguf"))
-    before = copy.stat().st_blocks
-    for name, consume in (("kept", False), ("consumed", True)):
-        gguf.quantize(copy, tmp_path / name, "IQ3_XS", matrix, consume)
-    assert sha256(tmp_path / "kept") == sha256(tmp_path / "consumed")
-    assert copy.stat().st_blocks < before / 5
-
-
 def test_the_importance_matrix_is_the_mean_squares_of_the_activations_in_transformers(micro: Path) -> None:
     """Of every linear layer of the blocks, over the first training examples, each alone."""
     import torch
