@@ -65,7 +65,9 @@ def measured_answers(rows: Sequence[Answer], conclusions: Sequence[Conclusion], 
         sorted((row for row in rows if row.model == model), key=lambda row: row.pmid) for model in ("tuned", "base")
     )
     if not [row.pmid for row in tuned] == [row.pmid for row in base] == sorted(gold):
-        raise Fail("the written answers are not one of each model to each test question; run `dvc repro -f generate`")
+        raise Fail(
+            "data/answers.jsonl: not one answer of each model to each test question; run `dvc repro -f generate`"
+        )
     of_tuned, of_base = rouge_l(tuned, gold), rouge_l(base, gold)
     return Answers(
         tuned=written(tuned, of_tuned, params.confidence),

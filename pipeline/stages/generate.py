@@ -90,7 +90,7 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
         if not params.enabled:
             write_rows(answers, [])
         else:
-            questions = read_rows(test, Question)
+            directory, questions = weights_directory(base), read_rows(test, Question)
             asked: list[Asked] = [(model, row) for model in ("tuned", "base") for row in questions]
             inputs = [gguf, test, train, *sorted(base.iterdir())]
             about = {"quant_type": quant_type, "imatrix_questions": count, **params.model_dump()}
@@ -101,7 +101,7 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
                     write_answers(gguf, "tuned", of_tuned, params, keep)
                 if of_base := [row for model, row in asked[resumed:] if model == "base"]:
                     tokens = texts(count, read_rows(train, Example))
-                    build(weights_directory(base), read_manifest(base), {base_gguf: quant_type}, {}, tokens)
+                    build(directory, read_manifest(base), {base_gguf: quant_type}, {}, tokens)
                     write_answers(base_gguf, "base", of_base, params, keep)
                 seconds = time.perf_counter() - start
                 write_rows(answers, rows)

@@ -184,7 +184,7 @@ def test_4_and_6_another_training_parameter_makes_a_pull_request_to_compare(team
     assert difference("params")["params.yaml"].keys() == {"train.learning_rate"}
     metrics = difference("metrics")
     assert metrics["metrics/train.json"]["validation_loss"]["diff"] != 0
-    assert "tuned.renormalised.calibration_error" in metrics["metrics/compare.json"]
+    assert "tuned.renormalised.brier" in metrics["metrics/compare.json"]
     output_of(review, "python3 -m pipeline plots --frame-only && dvc plots diff main")
     page = (review / "dvc_plots/index.html").read_text()
     assert page.count('"rev": "main"') == page.count('"rev": "workspace"') > 0
