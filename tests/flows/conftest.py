@@ -59,7 +59,8 @@ def contents(project: Path) -> dict[str, str]:
     paths = {hashes(project)[path]: path for path in cached(project, *stages(project))}
     for md5, path in [item for item in paths.items() if item[0].endswith(".dir")]:
         files = json.loads((project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).read_text())
-        paths |= {file["md5"]: f"{path}/{file['relpath']}" for file in files}
+        # The release has a copy of the system prompt: of equal files, the output itself is the one that stages read.
+        paths = {file["md5"]: f"{path}/{file['relpath']}" for file in files} | paths
     return paths
 
 
