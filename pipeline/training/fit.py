@@ -7,6 +7,7 @@ the same adapter.
 """
 
 import logging
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +113,8 @@ def fit(
         trainer = build_trainer(params, model, tokenizer, training, held_out, work)
         if start:  # now: building the trainer rounds to bfloat16
             load_adapter(model, start)
-        trainer.add_callback(step_recorder(params, trainer))
+        # A reference would keep the trainer until the process ends, and print its progress bar after an error's line.
+        trainer.add_callback(step_recorder(params, weakref.proxy(trainer)))
         with trainer.accelerator.main_process_first():  # which removes what is incomplete
             checkpoint = last_checkpoint(work)
         reset_peak_memory()

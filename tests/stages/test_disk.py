@@ -54,7 +54,7 @@ STAGES = (
 LONG = {  # KiB of free disk that end in the middle of what a stage writes at length on micro
     "download": 40,  # the questions
     "format": 40,  # the test questions
-    "report": 500,  # the pictures
+    "report": 100,  # the pictures
     "train": 600,  # a checkpoint's optimizer
     "merge": 900,  # the weights
     "evaluate": 16,  # the table, after a whole journal

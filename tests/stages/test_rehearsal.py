@@ -22,7 +22,7 @@ def test_the_server_sends_whole_safetensors_files_of_llama_3_8bs_shape_as_the_hu
     shards = {name: file for name, file in files.items() if isinstance(file, Shard)}
     assert len(shards) > 1
     index = json.loads(b"".join(files["model.safetensors.index.json"].read()))
-    with serve(files, tmp_path, 0) as server:
+    with serve(REPOSITORY, COMMIT, files, tmp_path, 0) as server:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         info = requests.get(f"{url}/api/models/{REPOSITORY}/revision/{COMMIT}", timeout=5).json()
         assert {file["rfilename"] for file in info["siblings"]} == files.keys()
@@ -42,7 +42,8 @@ def test_the_server_sends_whole_safetensors_files_of_llama_3_8bs_shape_as_the_hu
 @pytest.mark.parametrize("profile", ["llama3-8b-t4", "llama3-8b"])
 def test_only_addresses_and_ids_of_the_profile_change(tmp_path: Path, profile: str) -> None:
     path = ROOT / "profiles" / f"{profile}.yaml"
-    prepare(tmp_path / "rehearsal", path, "http://127.0.0.1:1", tmp_path)
+    base = {"repo_id": REPOSITORY, "revision": COMMIT}
+    prepare(tmp_path / "rehearsal", path, base, "http://127.0.0.1:1")
     shipped, used = yaml.load(path.read_text()), yaml.load((tmp_path / "rehearsal" / "params.yaml").read_text())
     for section, name in (("download", "location"), ("base", "repo_id"), ("base", "revision")):
         assert used[section][name] != shipped[section].pop(name)
