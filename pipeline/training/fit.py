@@ -7,6 +7,8 @@ the same adapter.
 """
 
 import logging
+import os
+import sys
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
@@ -123,7 +125,10 @@ def fit(
         trainer.accelerator.end_training()
     check_loss(final_loss, "validation", params.section)
     if rank() > 0:
-        return
+        # Without destructors: that of torch's process group may wait for a thread that waits for the interpreter.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     history = [row for row in trainer.state.log_history if "loss" in row]
     history[-1]["validation_loss"] = final_loss
     with writing(adapter) as partial:

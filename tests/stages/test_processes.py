@@ -83,7 +83,7 @@ def test_the_loss_curve_is_that_of_one_process_also_after_a_kill_that_leaves_no_
     assert [process for process in started if process.is_running() and process.status() != "zombie"] == []
 
     resumed = start(project, command)
-    _, printed = resumed.communicate()
+    _, printed = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, printed
     resources = numbers(project / "metrics" / "train_resources.json")
     assert (resources["processes"], resources["resumed_after_step"]) == (2, 5)
@@ -100,7 +100,7 @@ def test_an_error_of_any_process_is_one_sentence_of_the_first(two: tuple[Path, l
     project, command = two
     set_params(project, "train", target_modules=["q_prj"])
     process = start(project, command)
-    _, printed = process.communicate()
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 1
     assert printed.strip().splitlines()[-1].startswith("train: params.yaml: train.target_modules: the base has no")
     assert "Traceback" not in printed
@@ -119,7 +119,7 @@ def test_a_process_that_is_killed_ends_the_others(two: tuple[Path, list[str]]) -
 
     wait_for(lambda: bool(second()), process)
     second()[0].send_signal(signal.SIGKILL)
-    _, printed = process.communicate()
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "train: training process 1 ended with status -9" in printed.splitlines()[-1]
 
