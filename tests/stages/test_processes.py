@@ -96,6 +96,7 @@ def test_the_loss_curve_is_that_of_one_process_also_after_a_kill_that_leaves_no_
     assert not (project / CHECKPOINTS).exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_any_process_is_one_sentence_of_the_first(two: tuple[Path, list[str]]) -> None:
     project, command = two
     set_params(project, "train", target_modules=["q_prj"])

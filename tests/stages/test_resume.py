@@ -90,6 +90,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(project: Path) -> None:
     assert not (project / CHECKPOINTS).exists()
 
 
+@pytest.mark.slow
 def test_killed_answers_go_on_and_end_the_same(project: Path) -> None:
     file = project / "data" / "answers.jsonl"
     before = file.read_bytes().splitlines()

@@ -140,4 +140,4 @@ def test_without_a_first_phase_both_stages_write_empty_outputs_and_fetch_nothing
     )
     pretrain(*map(Path, ("out.jsonl", "v.jsonl", "base", "pretrained", "m.json", "log.csv", "memory.csv", "r.json")))
     assert [path.name for path in Path("pretrained").iterdir()] == ["none.json"]
-    assert Path("log.csv").read_text() == "step,loss,learning_rate,grad_norm\n"
+    assert Path("log.csv").read_text() == "step,loss,validation_loss,learning_rate,grad_norm\n"
