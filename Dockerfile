@@ -18,6 +18,6 @@ COPY . .
 RUN { [ -d .git ] || git init --quiet; } \
     && cp "profiles/$PROFILE.yaml" params.yaml \
     && make setup GPU="${CARD:+1}" CARD="$CARD" \
-    && rm -rf /root/.cache
+    && rm -rf ~/.cache
 
 CMD ["make", "repro"]
