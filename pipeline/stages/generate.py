@@ -83,8 +83,8 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
     usage = Usage()
     params = load_params("generate", Generate)
     # Only the first of the types, as in `baseline`.
-    quantize = load_params("quantize", Quantize)
-    quant_type, count = quantize.quant_types[0], quantize.imatrix_questions
+    quant_type = load_params("quantize", Quantize).quant_types[0]
+    count = load_params("quantize", Quantize).imatrix_questions
     speed: dict[str, float] = {}
     with scratch(base.parent / "base.gguf") as base_gguf:  # removes what a killed run left, even if not enabled
         if not params.enabled:
