@@ -4,12 +4,13 @@
 
 `python -m tools.smollm2_weights DIR` makes the model of a 4-bit copy. A local server speaks the hub's protocol and
 serves it as the repository and commit that the profile names: only the endpoint, and with it the hashes, differ from a
-user's run. Variants run at the same time in directories beside the run, with dvc.yaml's commands and the chat protocol
-alone: four other seeds, which train, and the run's own merged model quantized with an importance matrix. A small model
-leaves a card idle; five trainings take 50 GB of its memory.
+user's run. Variants have directories beside the run, dvc.yaml's commands and the chat protocol alone: the run's own
+merged model quantized with an importance matrix, and four other seeds, which train. `--variants 5` runs them all beside
+the run: a small model leaves a card idle, and five trainings take 50 GB of its memory.
 
 Run it again after an interruption, or with other stages, and it continues. When the report is there, parameters, lock
-and metrics of the run are kept in benchmarks/runs/smollm2-135m, and mean and spread over the seeds in results.json.
+and metrics of the run are kept in benchmarks/runs/smollm2-135m, and mean and spread over the finished seeds in
+results.json.
 """
 
 import argparse
@@ -69,16 +70,14 @@ def variant(run: Path, name: str, section: str, changes: dict[str, Any], stages:
             done.touch()
 
 
-def run_all(run: Path, stages: list[str], url: str) -> dict[str, dict[str, float]]:
-    """Run stages by `dvc repro` and the variants beside them; seconds, memory and disk by stage of the first."""
+def run_all(run: Path, stages: list[str], url: str, variants: int) -> dict[str, dict[str, float]]:
+    """Run stages by `dvc repro`, and `variants` variants at a time beside it; its seconds, memory and disk by stage."""
     status, _ = repro(run, url, ["base", "format"])
     if status:
         sys.exit("smollm2_run: a stage failed; its last lines are above")
-    with ThreadPoolExecutor(1 + len(SEEDS)) as threads:
-        beside = [
-            *(threads.submit(variant, run, f"seed-{seed}", "train", {"seed": seed}, TRAINED, url) for seed in SEEDS),
-            threads.submit(variant, run, "matrix", "quantize", MATRIX, QUANTIZED, url),
-        ]
+    work = [("matrix", "quantize", MATRIX, QUANTIZED), *((f"seed-{s}", "train", {"seed": s}, TRAINED) for s in SEEDS)]
+    with ThreadPoolExecutor(max(variants, 1)) as threads:
+        beside = [threads.submit(variant, run, *each, url) for each in work if variants]
         status, measured = repro(run, url, stages)
         for each in beside:
             each.result()
@@ -93,16 +92,18 @@ def figures(run: Path, measured: dict[str, dict[str, float]]) -> Figures:
     def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
 
-    chats = [read(directory / "metrics/evaluate.json")["chat"] for directory in (run, *seed_directories(run))]
+    paths = [directory / "metrics/evaluate.json" for directory in (run, *seed_directories(run))]
+    chats = [read(path)["chat"] for path in paths if path.exists()]
     accuracies, f1s = [chat["accuracy"]["value"] for chat in chats], [chat["macro_f1"] for chat in chats]
     seeds = f"mean of {len(chats)} seeds"
     found: Figures = {
         "smollm2.base_accuracy": (read(run / "metrics/compare.json")["base"]["accuracy"]["value"], ""),
         "smollm2.tuned_accuracy": (round(mean(accuracies), 4), f"{seeds}: {sorted(accuracies)}"),
-        "smollm2.tuned_accuracy_sd": (round(stdev(accuracies), 4), "over seeds"),
         "smollm2.tuned_macro_f1": (round(mean(f1s), 4), f"{seeds}: {sorted(f1s)}"),
-        "smollm2.tuned_macro_f1_sd": (round(stdev(f1s), 4), "over seeds"),
     }
+    if len(chats) > 1:
+        found["smollm2.tuned_accuracy_sd"] = (round(stdev(accuracies), 4), "over seeds")
+        found["smollm2.tuned_macro_f1_sd"] = (round(stdev(f1s), 4), "over seeds")
     return found | {f"smollm2.{name}.wall_s": (costs["wall_s"], "s") for name, costs in measured.items()}
 
 
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--pubmedqa", type=Path, required=True, help="a directory with PubMedQA's two files")
     parser.add_argument("--directory", type=Path, default=Path("smollm2-run"), help="where it runs: 6 GB of disk")
     parser.add_argument("--port", type=int, default=8378, help="the same one when an earlier run continues")
+    parser.add_argument("--variants", type=int, default=0, help="how many run at a time; 0: none")
     parser.add_argument("stages", nargs="*", help="left out: all")
     options = parser.parse_args()
     run = options.directory.absolute() / "run"
@@ -137,12 +139,14 @@ def main() -> None:
     with serve(base["repo_id"], base["revision"], files, options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
         prepare(run, PROFILE, base, url)
-        measured = run_all(run, options.stages, url)
+        measured = run_all(run, options.stages, url, options.variants)
         server.shutdown()
     if (run / "metrics/compare.json").exists():
         keep(run)
         record(
-            figures(run, measured), "python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR", LOGS / "smollm2.log"
+            figures(run, measured),
+            "python -m benchmarks.smollm2_run --model DIR --pubmedqa DIR --variants 5",
+            LOGS / "smollm2.log",
         )
 
 

@@ -81,11 +81,12 @@ def smollm2_notes(read: Read) -> list[str]:
     """Below the table: where the weights of the SmolLM2 run came from, and mean and spread over its seeds."""
     note, figures = metrics_in(SMOLLM2, "base", read).get("weights_note"), figures_in(read)
     lines = [f"\\* Weights from a 4-bit copy: {note}.\\"] if note else []
-    if mean := figures.get("smollm2.tuned_accuracy"):
-        spread, f1 = (figures[f"smollm2.{key}"]["value"] for key in ("tuned_accuracy_sd", "tuned_macro_f1"))
+    mean, spread = (figures.get(f"smollm2.{key}") for key in ("tuned_accuracy", "tuned_accuracy_sd"))
+    if mean and spread:  # of several seeds
+        f1 = figures["smollm2.tuned_macro_f1"]["value"]
         lines.append(
             f"SmolLM2, tuned, {mean['unit'].partition(':')[0]}: accuracy {100 * mean['value']:.1f} % "
-            f"(standard deviation {100 * spread:.1f}), macro-F1 {100 * f1:.1f} %."
+            f"(standard deviation {100 * spread['value']:.1f}), macro-F1 {100 * f1:.1f} %."
         )
     return ["", *lines] if lines else []
 
