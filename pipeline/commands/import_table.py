@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.core.dataset import fail_with, read_dataset
+from pipeline.core.dataset import duplicates, read_dataset
 from pipeline.core.errors import Fail
 from pipeline.core.files import sha256
 from pipeline.core.labels import LABELS
 from pipeline.core.outputs import scratch, write_json
+from pipeline.core.record import Record, parse_record
 
 # Excel writes all of them: "Unicode Text", "CSV UTF-8" with a byte-order mark, and "CSV".
 ENCODINGS = ("utf-16", "utf-8-sig", "cp1252")
@@ -35,8 +36,11 @@ def read_table(path: Path, sheet: str) -> Any:
             try:
                 with path.open(encoding=encoding) as file:
                     header = file.readline()
+                    named = header.startswith("sep=")  # a line for Excel, which does not show it
+                    header = file.readline() if named else header
                 separator = max("\t;,", key=header.count)
-                table = pd.read_csv(path, sep=separator, encoding=encoding, skip_blank_lines=False, **options)
+                options |= {"sep": separator, "encoding": encoding, "skip_blank_lines": False, "skiprows": int(named)}
+                table = pd.read_csv(path, **options)
             except UnicodeError:
                 continue
             if not isinstance(table.index, pd.RangeIndex):
@@ -50,14 +54,19 @@ def read_table(path: Path, sheet: str) -> Any:
 
 def choose_columns(table: Any, columns: dict[str, str], path: Path) -> Any:
     """The table with the columns that are used, under our names; raises `Fail` listing the missing ones."""
-    wanted = {ours: name for ours, name in columns.items() if name}
-    found = {str(name).strip().lower(): name for name in table.columns}
-    if missing := [name for name in wanted.values() if name.lower() not in found]:
+
+    def plain(name: Any) -> str:  # a heading in Excel can have line breaks
+        return " ".join(str(name).split()).lower()
+
+    wanted = {ours: plain(name) for ours, name in columns.items() if name}
+    found = {plain(name): name for name in table.columns}
+    if missing := {ours: columns[ours] for ours, name in wanted.items() if name not in found}:
+        has = ", ".join(repr(" ".join(str(name).split())) for name in table.columns)
         raise Fail(
-            f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}: name yours with "
-            "options such as --question"
+            f"{path} has no column {', '.join(map(repr, missing.values()))}; it has {has}: name yours with "
+            + ", ".join(f"--{ours}" for ours in missing)
         )
-    chosen = table[[found[name.lower()] for name in wanted.values()]].copy()
+    chosen = table[[found[name] for name in wanted.values()]].copy()
     chosen.columns = list(wanted)
     for name in chosen.columns:
         chosen[name] = chosen[name].str.strip()
@@ -67,14 +76,17 @@ def choose_columns(table: Any, columns: dict[str, str], path: Path) -> Any:
 def problems(table: Any) -> list[str]:
     """What is wrong with the rows, with their numbers as Excel shows them and identifiers."""
     found: list[str] = []
+    valid: dict[str, Record] = {}
     for number, row in table.to_dict("index").items():
         name = f"row {number + 2} ({row['id'] or 'no identifier'})"
         found += [f"{name}: {column} is empty" for column in table.columns if not row[column]]
         if row["answer"] and row["answer"].lower() not in LABELS:
             found.append(f"{name}: the answer must be yes, no or maybe")
+        if record := parse_record(row["id"], as_record(row))[0]:
+            valid[row["id"]] = record
     counts = table["id"].value_counts()
     found += [f"{name}: the identifier occurs {count} times" for name, count in counts.items() if name and count > 1]
-    return found
+    return found + duplicates(valid)
 
 
 def as_record(row: dict[str, str]) -> dict[str, Any]:
@@ -123,7 +135,10 @@ def main(
     """Write OUTPUT/records.json and OUTPUT/test_ground_truth.json, and print the section `download` for params.yaml."""
     columns = {"id": id_column, "question": question, "abstract": abstract, "answer": answer}
     table = choose_columns(read_table(file, sheet), {**columns, "conclusion": conclusion, "group": group}, file)
-    fail_with(problems(table), str(file), "import it again")
+    if found := problems(table):
+        for problem in found:
+            typer.echo(problem, err=True)
+        raise Fail(f"{file}: the lines above name all {len(found)} problems; correct the table, then import it again")
     test = draw_test(table, test_share, seed)
     rows: dict[str, dict[str, str]] = {row["id"]: row for row in table.to_dict("records")}
     truth = {name: row["answer"].lower() for name, row in rows.items() if name in test}

@@ -71,6 +71,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "semicolon.csv": {"sep": ";"},
     "tab.tsv": {"sep": "\t"},
     "unicode.txt": {"sep": "\t", "encoding": "utf-16"},
+    "named.csv": {"sep": ";"},
     "sheet.xlsx": {},
 }
 
@@ -79,6 +80,8 @@ FORMS: dict[str, dict[str, Any]] = {
 def test_every_row_arrives_as_it_was_written_and_passes_check_data(name: str, capsys: pytest.CaptureFixture[str]):
     table = frame([*rows(), *([""] * 5 for _ in range(9))])  # Excel's files often end with empty rows
     (table.to_excel if name == "sheet.xlsx" else table.to_csv)(name, index=False, **FORMS[name])
+    if name == "named.csv":
+        Path(name).write_text("sep=;\n" + Path(name).read_text())
     assert run("import-table", name) == ""
     values, truth = written()
     for pmid, question, abstract, decision, conclusion in rows():
@@ -92,20 +95,36 @@ def test_every_row_arrives_as_it_was_written_and_passes_check_data(name: str, ca
 
 
 def test_columns_are_named_by_options_and_others_are_left_out():
-    names = ["Patient No", "Frage", "Text", "Urteil", "Schluss"]
+    names = ["Patient No", "Frage\nder Klinik", "Text", "Urteil", "Schluss"]
     table = frame(rows()).set_axis(names, axis=1).assign(other="x")
-    assert not lacks(import_csv(table), "t.csv has no column id, question, abstract", "it has Patient No", "--question")
-    assert import_csv(table, *(f"--{ours}={name.lower()}" for ours, name in zip(HEADER, names, strict=True))) == ""
+    assert not lacks(
+        import_csv(table),
+        "t.csv has no column 'id', 'question'",
+        "it has 'Patient No', 'Frage der Klinik'",
+        "--id, --question",
+    )
+    assert (
+        import_csv(
+            table, *(f"--{ours}={' '.join(name.lower().split())}" for ours, name in zip(HEADER, names, strict=True))
+        )
+        == ""
+    )
 
 
-def test_all_problems_are_listed_with_the_row_that_excel_shows_and_nothing_is_written():
+def test_all_problems_are_listed_with_the_row_that_excel_shows_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str],
+):
     found = rows()
     found[3][0] = found[4][0]
-    found[5][3], found[6][1], found[7][0] = "perhaps", " ", ""
-    said = import_csv(frame([*found[:4], [""] * 5, *found[4:]]))
-    words = ["t.csv: 4 problems", "row 8 (005): the answer must be", "row 9 (006): question is empty"]
-    words += ["row 10 (no identifier): id is empty", "004: the identifier occurs 2 times", "import it again"]
-    assert lacks(said, *words) == []
+    found[5][3], found[6][1], found[7][0], found[9][1:3] = "perhaps", " ", "", found[8][1:3]
+    assert "t.csv: the lines above name all 5 problems" in import_csv(frame([*found[:4], [""] * 5, *found[4:]]))
+    assert capsys.readouterr().err.splitlines() == [
+        "row 8 (005): the answer must be yes, no or maybe",
+        "row 9 (006): question is empty",
+        "row 10 (no identifier): id is empty",
+        "004: the identifier occurs 2 times",
+        "009: duplicate of 008, the same question and abstract",
+    ]
     assert not Path("my-questions").exists()
 
 
@@ -114,7 +133,7 @@ def test_all_problems_are_listed_with_the_row_that_excel_shows_and_nothing_is_wr
     [
         (f"{LINE}1,q,a,yes,c,x\n2,q,a,no,c,x\n", "rows have more fields than the first line"),
         (f"{LINE}1,q,a,yes,c\n2,q, a, b,no,c\n", "cannot be read as a table"),
-        (f"{LINE}1,q,a,yes\n", "row 2 (1): conclusion is empty"),
+        (f"{LINE}1,q,a,yes\n", "name all 1 problems"),
         (LINE, "needs two groups"),
         (f"{LINE}1,q,a,yes,c\n", "needs two groups"),
         ("", "cannot be read as a table"),
