@@ -12,8 +12,8 @@ export PYTHON PYTORCH TORCH_INDEX GPU CARD
 MAIN ?= origin/main
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Waiting OpenMP threads sleep: on a busy machine, spinning ones slow a training step several times.
-export OMP_WAIT_POLICY := PASSIVE
+# As in pipeline/run.py: on a busy machine, OpenMP threads that spin slow a training step several times.
+export GOMP_SPINCOUNT := 1000
 pytest = .venv/bin/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 
 help:  ## show this list

@@ -22,7 +22,7 @@ from pathlib import Path
 from pipeline.core.errors import Fail
 
 def main(output: Path, does: Path) -> None:
-    output.write_text(f"{sys.prefix} {os.environ['OMP_WAIT_POLICY']}")
+    output.write_text(f"{sys.prefix} {os.environ['GOMP_SPINCOUNT']}")
     match str(does):
         case "wait":
             time.sleep(60)
@@ -97,8 +97,8 @@ class TestLauncher:
         assert process.returncode == 1
 
     def test_what_the_user_set_in_the_environment_stays(self, here: Path):
-        for environment, value in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
-            inherited = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        for environment, value in (({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")):
+            inherited = {name: text for name, text in os.environ.items() if name != "GOMP_SPINCOUNT"}
             command = [sys.executable, *COMMAND.split()[1:], "nothing"]
             subprocess.run(command, cwd=here, env=inherited | environment, check=True)
             assert (here / "started").read_text().split()[1] == value
