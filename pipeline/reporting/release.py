@@ -163,7 +163,8 @@ def write_release(directory: Path, facts: Facts, base: Path) -> None:
     pages |= {"template": "release/template.j2"} if values["llama_3_turns"] else {}
     (directory / "system").write_text(values["system_prompt"], encoding="utf-8")
     (directory / "params").write_text(f"{json.dumps(SAMPLING)}\n", encoding="utf-8")
-    (directory / SUMS).write_text(f"{facts.comparison.gguf.sha256}  ../{facts.file}\n", encoding="utf-8")
+    sums = [f"{file.sha256}  ../{file.path}\n" for file in words.listed(facts.comparison).values()]
+    (directory / SUMS).write_text("".join(sums), encoding="utf-8")
     for name, template in pages.items():
         (directory / name).write_text(render(template, **values), encoding="utf-8")
     for path in (path for pattern in TERMS for path in base.glob(pattern)):

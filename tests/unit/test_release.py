@@ -16,6 +16,7 @@ from pipeline.reporting.comparison import NO_RELEASE, SIMULATED, points
 from pipeline.reporting.release import has_llama_3_turns
 from pipeline.scoring.measures import Interval
 from pipeline.scoring.protocols import user
+from tests.conftest import output_of
 from tests.tables import CHAT_TEMPLATE, DATA, SOURCE, WEIGHTS, make_report, write_gguf, write_inputs, write_values
 
 HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revision": "a" * 40, "files": [WEIGHTS]}
@@ -203,6 +204,11 @@ def test_only_llama_3s_turns_get_llama_3s_go_template(simulated: Made, own: Made
     assert own.names() == PAGES | PICTURES | {"imatrix.gguf"}
     assert has_llama_3_turns(CHAT_TEMPLATE.replace("{% for", "{# a comment #}{% for", 1))
     assert not has_llama_3_turns(CHAT_TEMPLATE.replace("<|eot_id|>", "<|eot_id|>\n"))
+
+
+def test_the_checksums_are_of_every_file_and_are_checked_where_they_lie(simulated: Made) -> None:
+    checked = output_of(simulated.release, "sha256sum -c SHA256SUMS")
+    assert checked.count(": OK") == len(simulated.figures["files"]) > 1
 
 
 def test_run_md_shows_the_form_of_the_training_and_copies_the_file(simulated: Made) -> None:
