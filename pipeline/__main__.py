@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from pipeline.run import ENVIRONMENT
+from pipeline.run import ENVIRONMENT, use_venv
 
 # Command -> module of pipeline.commands and what it does.
 COMMANDS = {
@@ -39,10 +39,16 @@ def main(argv: list[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         sys.exit(f"{argv[0]!r} is not a command\n{usage()}")
+    use_venv()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    module = importlib.import_module(f"pipeline.commands.{COMMANDS[argv[0]][0]}")
-    from pipeline.commands.cli import run_command
+    try:
+        module = importlib.import_module(f"pipeline.commands.{COMMANDS[argv[0]][0]}")
+        from pipeline.commands.cli import run_command
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"{argv[0]}: {sys.executable} has no package {error.name}; run `make setup`, then `. .venv/bin/activate`"
+        )
 
     run_command(argv[0], module.main, argv[1:])
 

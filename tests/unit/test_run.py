@@ -179,3 +179,15 @@ def test_the_commands_are_listed_and_no_other_is_run():
     names = [line.split()[0] for line in shell(ROOT, "python3 -m pipeline").stdout.splitlines()[1:]]
     assert {"ask", "summary", "gate"} <= set(names)
     assert shell(ROOT, "python3 -m pipeline nothing").returncode == 1
+
+
+def test_a_command_goes_on_in_the_projects_environment_or_says_how_to_make_it(tmp_path: Path):
+    for name in ("__main__.py", "run.py", "commands/summary.py"):
+        (tmp_path / "pipeline" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "pipeline" / name).write_text((ROOT / "pipeline" / name).read_text())
+    system = Path(sys.base_prefix, "bin", "python3")
+    for python in (system, tmp_path / ".venv/bin/python3"):
+        done = subprocess.run([system, "-m", "pipeline", "summary"], cwd=tmp_path, capture_output=True, text=True)
+        sentence = f"summary: {python} has no package typer; run `make setup`, then `. .venv/bin/activate`\n"
+        assert (done.returncode, done.stderr) == (1, sentence)
+        venv.create(tmp_path / ".venv", symlinks=True)
