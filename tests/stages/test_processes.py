@@ -67,6 +67,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_is_that_of_one_process_also_after_a_kill_that_leaves_no_process(
     one: Path, two: tuple[Path, list[str]]
 ) -> None:

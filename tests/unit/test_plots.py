@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,7 @@ def test_ctrl_c_ends_in_one_line(project: Path) -> None:
     ) as process:
         while not plots.FRAME.is_file():  # then DVC draws
             assert process.poll() is None
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         assert process.communicate()[1] == "plots: interrupted; run the same command again\n"
 
