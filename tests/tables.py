@@ -180,7 +180,6 @@ def write_inputs(directory: Path) -> None:
     other = directory / "quantized/medical-reasoner-IQ3_XS.gguf"
     write_gguf(other, file_type=gguf.LlamaFileType.MOSTLY_IQ3_XS)
     write_sums(directory / "quantized", [other])
-    write_predictions(tables / "files/Q4_K_M.csv", model(0.75, 2))
     write_predictions(tables / "files/IQ3_XS.csv", model(0.7, 8))
     matrix = {"blk.0.attn_q.weight": imatrix.Entry(np.ones(4), 7)}
     imatrix.write(directory / "imatrix.gguf", matrix, 9)

@@ -9,6 +9,7 @@ import csv
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,26 +122,30 @@ def conclusion(scorer: Scorer, decision: str, position: int) -> Iterator[str]:
         tokens = [token]
 
 
-def measured(gguf: Path, abstract: bool, share: float) -> list[str]:
-    """What the metrics say about an answer as sure as `share`, if they are of this file; else nothing."""
-    comparison, curve = METRICS / "compare.json", METRICS / "curves" / "reliability.csv"
-    if not comparison.is_file():
-        return []
-    figures: Any = read_json_object(comparison)
-    if figures.get("gguf", {}).get("sha256") != sha256(gguf):
+def figures_of(gguf: Path) -> Any:
+    """The metrics if they are of this file, else None; only a file of the right size is hashed."""
+    comparison = METRICS / "compare.json"
+    figures: Any = read_json_object(comparison) if comparison.is_file() else {}
+    about = figures.get("gguf", {})
+    same = about.get("bytes") == gguf.stat().st_size and about["sha256"] == sha256(gguf)
+    return figures if same else None
+
+
+def measured(figures: Any, abstract: bool, share: float) -> list[str]:
+    """What the metrics say about an answer as sure as `share`; nothing without metrics."""
+    curve = METRICS / "curves" / "reliability.csv"
+    if not figures:
         return []
     questions = f"{'simulated ' * figures['simulated']}test questions"
     tuned = figures["tuned"]
     if not abstract:
         without = tuned["protocols"].get("question_only")
-        return (
-            []
-            if not without
-            else [
-                f"Without an abstract it is right on {without['accuracy']['value']:.1%} of {figures['questions']} "
-                f"{questions}, with it on {tuned['accuracy']['value']:.1%}."
-            ]
-        )
+        if not without:
+            return []
+        return [
+            f"Without an abstract it is right on {without['accuracy']['value']:.1%} of {figures['questions']} "
+            f"{questions}, with it on {tuned['accuracy']['value']:.1%}."
+        ]
     if not curve.is_file():
         return []
     rows = [row for row in csv.DictReader(read_text(curve).splitlines()) if row["model"] == TUNED]
@@ -169,6 +174,7 @@ def main(
     about = read_metadata(gguf)
     if SYSTEM_PROMPT not in about:
         raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
+    figures = ThreadPoolExecutor(1).submit(figures_of, gguf)  # hashes a large file while llama.cpp loads it
     n_ctx = min(N_CTX, about[f"{about['general.architecture']}.context_length"])
     remedy = "close other programs, or set N_GPU_LAYERS=0 to use main memory"
     with Scorer(gguf, n_ctx, remedy, cache_type) as scorer:
@@ -184,7 +190,7 @@ def main(
             )
         if not abstract:
             notes.append("No abstract was given, so this is an answer from memory: give it with --context FILE.")
-        notes += measured(gguf, bool(abstract), found[decision])
+        notes += measured(figures.result(), bool(abstract), found[decision])
         for note in [*notes, MEASURED]:
             typer.echo(note)
         typer.echo()

@@ -28,11 +28,14 @@ def without_decision(text: str) -> str:
 
 
 def mean(values: Floats, confidence: float) -> Interval:
-    """The mean over questions with the interval of the central limit theorem (Miller 2024, arXiv 2411.00640)."""
+    """The mean over questions with the interval of the central limit theorem (Miller 2024, arXiv 2411.00640).
+
+    Of one question it has no width, as a bootstrap's.
+    """
     from scipy.stats import norm
 
     value = float(values.mean())
-    half = float(norm.ppf((1 + confidence) / 2)) * float(values.std(ddof=1)) / len(values) ** 0.5
+    half = float(norm.ppf((1 + confidence) / 2)) * float(values.std(ddof=min(len(values) - 1, 1))) / len(values) ** 0.5
     return Interval(value=value, low=value - half, high=value + half)
 
 

@@ -205,29 +205,35 @@ def quantization(merged: list[Prediction], tuned: list[Prediction], params: Repo
 
     'Accuracy is not all you need' (Dutta et al. 2024, https://arxiv.org/abs/2407.09141).
     """
-    p, q = log_shares(merged), log_shares(tuned)
     same = [one.top_token == other.top_token for one, other in zip(merged, tuned, strict=True)]
     return Quantization(
         **dict(difference(merged, tuned, params)),
-        renormalised=Divergence(kl_merged_to_tuned=float((np.exp(p) * (p - q)).sum(axis=1).mean())),
+        renormalised=Divergence(kl_merged_to_tuned=divergence(merged, tuned)),
         same_top_token=sum(same) / len(same),
     )
+
+
+def divergence(merged: list[Prediction], tuned: list[Prediction]) -> float:
+    """Mean KL(merged || tuned) over questions, in nats."""
+    p, q = log_shares(merged), log_shares(tuned)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def file_choice(
     file: File, path: str, header: Header, rows: list[Prediction], merged: Predictions, params: Report
 ) -> FileChoice:
     """A row of the choice table, for predictions of one file under the protocol chat."""
+    against: dict[str, Any] = {}
     if at_16_bits := merged.get("chat"):
         check_same_questions(at_16_bits, rows, f"merged model and {path}")
-    loss = quantization(at_16_bits, rows, params) if at_16_bits else None
+        changed = [one.prediction != other.prediction for one, other in zip(at_16_bits, rows, strict=True)]
+        against = {"changed": sum(changed), "kl": divergence(at_16_bits, rows)}
     room = vram(header)
     return FileChoice(
         **dict(file),
         path=path,
         accuracy=score(rows, params.confidence).accuracy,
-        changed=loss.changed if loss else None,
-        kl=loss.renormalised.kl_merged_to_tuned if loss else None,
+        **against,
         vram_mib=room,
         card_gb=next((card for card in CARDS if room and room.tokens_2048 * MIB <= card * GIB - RESERVED), None),
     )

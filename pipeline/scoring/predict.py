@@ -63,6 +63,18 @@ def predict_one(scorer: Scorer, name: ProtocolName, question: Question, max_new_
 
 
 @contextmanager
+def named_errors(place: str, section: str) -> Generator[None]:
+    """Name the question at `place` in a `Fail`, and for a prompt that is too long the parameter of `section`."""
+    try:
+        yield
+    except TooLong as error:
+        remedy = f"raise {section}.n_ctx in params.yaml to {error.tokens} or more, then run `dvc repro`"
+        raise Fail(f"{place}: {error}; {remedy}") from None
+    except Fail as error:
+        raise Fail(f"{place}: {error}") from None
+
+
+@contextmanager
 def predicted(gguf: Path, test: Path, settings: Settings) -> Generator[tuple[list[Prediction], dict[str, float]]]:
     """A prediction for each protocol and question of `test`, asked of `gguf`; and load time and speed.
 
@@ -79,15 +91,8 @@ def predicted(gguf: Path, test: Path, settings: Settings) -> Generator[tuple[lis
             resumed, tokens = len(rows), 0
             bar = tqdm(asked[resumed:], f"questions to {gguf.name.strip('.')}", total=len(asked), initial=resumed)
             for name, question in bar:
-                try:
+                with named_errors(f"{test}, PMID {question.pmid}", settings.section):
                     row, length = predict_one(scorer, name, question, settings.max_new_tokens)
-                except TooLong as error:
-                    raise Fail(
-                        f"{test}, PMID {question.pmid}: {error}; raise {settings.section}.n_ctx in params.yaml to "
-                        f"{error.tokens} or more, then run `dvc repro`"
-                    ) from None
-                except Fail as error:
-                    raise Fail(f"{test}, PMID {question.pmid}: {error}") from None
                 keep(row)
                 tokens += length
             seconds = time.perf_counter() - loaded

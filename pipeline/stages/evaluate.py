@@ -43,7 +43,8 @@ def main(
 ) -> None:
     """Write PREDICTIONS of GGUF (a row for each protocol and question; no text) and METRICS.
 
-    The directory BY_FILE gets a table of the protocol `chat` for GGUF and each file of QUANTIZED, named by its type.
+    The directory BY_FILE gets a table of the protocol `chat` for each file of QUANTIZED, named by its type;
+    without such files, none.csv without rows.
     """
     usage = Usage()
     params = load_params("evaluate", Evaluate)
@@ -58,8 +59,9 @@ def main(
         }
         write_predictions(predictions, found[headline][0])
         with writing(by_file) as directory:
-            for name, (rows, _) in found.items():
-                write_predictions(directory / f"{name}.csv", [row for row in rows if row.protocol == "chat"])
+            tables = {name: found[name][0] for name in others}
+            for name, rows in (tables or {"none": []}).items():  # git keeps no empty directory
+                write_predictions(directory / f"{name}.csv", rows)
     figures: dict[str, Any] = {
         **summary(read_predictions(predictions)),
         "n_ubatch": N_UBATCH,

@@ -32,8 +32,9 @@ from pipeline.models.chat import DATE, control_tokens, read_template
 from pipeline.models.encoder import Encoder
 from pipeline.scoring.examples import as_example, ngrams, without_control_tokens
 from pipeline.scoring.protocols import as_question
-from pipeline.sections.evaluate import Evaluate
+from pipeline.sections.evaluate import Evaluate, Reference
 from pipeline.sections.format import Format
+from pipeline.sections.generate import Generate
 from pipeline.sections.train import Train
 
 SPLITS = ("train", "validation", "test")
@@ -102,17 +103,17 @@ def context_length(base: Path) -> int | None:
 
 
 def check_lengths(examples: dict[str, list[Example]], base: Path) -> None:
-    """Raise `Fail` naming every limit that an example exceeds: `train` and `evaluate` would refuse it much later."""
-    n_ctx, answer = load_params("evaluate", Evaluate).n_ctx, load_params("evaluate", Evaluate).max_new_tokens
-    known = examples["train"] + examples["validation"]
-    whole = {row.pmid: len(row.input_ids) for row in known}
-    # `baseline` asks the validation questions too, for one token each.
-    asked = {row.pmid: row.prompt_tokens for row in examples["validation"]}
-    asked |= {row.pmid: row.prompt_tokens + answer - 1 for row in examples["test"]}
-    found = [
-        too_long("train.max_length", load_params("train", Train).max_length, whole),
-        too_long("evaluate.n_ctx", n_ctx, asked),
-    ]
+    """Raise `Fail` naming every limit that an example exceeds: other stages would refuse it much later."""
+    limits = {"evaluate": (load_params("evaluate", Evaluate).n_ctx, load_params("evaluate", Evaluate).max_new_tokens)}
+    optional = {"reference": load_params("reference", Reference), "generate": load_params("generate", Generate)}
+    limits |= {name: (stage.n_ctx, stage.max_new_tokens) for name, stage in optional.items() if stage.enabled}
+    whole = {row.pmid: len(row.input_ids) for row in examples["train"] + examples["validation"]}
+    found = [too_long("train.max_length", load_params("train", Train).max_length, whole)]
+    for section, (n_ctx, answer) in limits.items():
+        asked = {row.pmid: row.prompt_tokens + answer - 1 for row in examples["test"]}
+        if section == "evaluate":  # `baseline` asks the validation questions too, for one token each
+            asked |= {row.pmid: row.prompt_tokens for row in examples["validation"]}
+        found.append(too_long(f"{section}.n_ctx", n_ctx, asked))
     if context := context_length(base):
         longest = {**whole, **{row.pmid: len(row.input_ids) for row in examples["test"]}}
         found.append(too_long("the base's context", context, longest, "shorten these questions or choose another base"))

@@ -7,12 +7,11 @@ of a stage it would be cached and pushed, 4.9 GB for a Llama-3-8B.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipeline.core.errors import Fail
 from pipeline.core.example import Example
 from pipeline.core.files import read_rows
 from pipeline.core.outputs import scratch, write_json
@@ -26,9 +25,10 @@ from pipeline.models.gguf import build
 from pipeline.models.manifest import read_manifest
 from pipeline.scoring.answers import Answer, ModelName
 from pipeline.scoring.journal import journal
-from pipeline.scoring.predict import EXTRAS
+from pipeline.scoring.predict import EXTRAS, named_errors
 from pipeline.scoring.protocols import chat
-from pipeline.scoring.scorer import Scorer, TooLong
+from pipeline.scoring.scorer import Scorer
+from pipeline.sections.evaluate import CacheType, Evaluate
 from pipeline.sections.generate import Generate
 from pipeline.sections.quantize import Quantize, texts
 
@@ -43,36 +43,21 @@ def parse_line(line: bytes, asked: Asked) -> Answer:
     return row
 
 
-def write_answer(scorer: Scorer, model: ModelName, pmid: str, prompt: list[int], max_new_tokens: int) -> Answer:
-    """The greedy answer after the prompt's tokens."""
-    _, first = scorer.score(prompt, {})
-    tokens = list(scorer.continuation(first, len(prompt), max_new_tokens))
-    ended = scorer.ends(tokens[-1])
-    written = tokens[:-1] if ended else tokens
-    text = b"".join(map(scorer.piece, written)).decode(errors="replace").strip()
-    return Answer(model=model, pmid=pmid, text=text, tokens=len(written), ended=ended)
-
-
 def write_answers(
-    gguf: Path, model: ModelName, questions: list[Question], params: Generate, keep: Callable[[Answer], None]
-) -> None:
-    """Keep an answer of `gguf` to each question; refuses a prompt without room before the first answer."""
+    gguf: Path, model: ModelName, questions: list[Question], params: Generate, cache_type: CacheType
+) -> Iterator[Answer]:
+    """The greedy answer of `gguf` to each question; raises `Fail`."""
     remedy = f"lower generate.n_ctx in params.yaml, set N_GPU_LAYERS lower, or run `dvc checkout {gguf}`"
-    with Scorer(gguf, params.n_ctx, remedy) as scorer:
-        prompts = {row.pmid: scorer.tokenize(scorer.template.prompt(chat(row))) for row in questions}
-        longest = max(prompts, key=lambda pmid: len(prompts[pmid]))
-        try:
-            scorer.check_room(len(prompts[longest]) + params.max_new_tokens - 1)
-        except TooLong as error:
-            raise Fail(
-                f"PMID {longest}: {error}; raise generate.n_ctx in params.yaml to {error.tokens} or more, then run "
-                "`dvc repro`"
-            ) from None
-        for pmid, prompt in tqdm(prompts.items(), f"answers of the {model} model"):
-            try:
-                keep(write_answer(scorer, model, pmid, prompt, params.max_new_tokens))
-            except Fail as error:
-                raise Fail(f"PMID {pmid}: {error}") from None
+    with Scorer(gguf, params.n_ctx, remedy, cache_type) as scorer:
+        for row in tqdm(questions, f"answers of the {model} model"):
+            with named_errors(f"PMID {row.pmid}", "generate"):
+                prompt = scorer.tokenize(scorer.template.prompt(chat(row)))
+                _, first = scorer.score(prompt, {})
+                tokens = list(scorer.continuation(first, len(prompt), params.max_new_tokens))
+            ended = scorer.ends(tokens[-1])
+            written = tokens[:-1] if ended else tokens
+            text = b"".join(map(scorer.piece, written)).decode(errors="replace").strip()
+            yield Answer(model=model, pmid=row.pmid, text=text, tokens=len(written), ended=ended)
 
 
 def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resources: Path) -> None:
@@ -85,24 +70,28 @@ def main(base: Path, train: Path, gguf: Path, test: Path, answers: Path, resourc
     # Only the first of the types, as in `baseline`.
     quant_type = load_params("quantize", Quantize).quant_types[0]
     count = load_params("quantize", Quantize).imatrix_questions
+    cache_type = load_params("evaluate", Evaluate).cache_type
     speed: dict[str, float] = {}
     with scratch(base.parent / "base.gguf") as base_gguf:  # removes what a killed run left, even if not enabled
         if not params.enabled:
             write_rows(answers, [])
         else:
             directory, questions = weights_directory(base), read_rows(test, Question)
-            asked: list[Asked] = [(model, row) for model in ("tuned", "base") for row in questions]
+            models: dict[ModelName, Path] = {"tuned": gguf, "base": base_gguf}
+            asked: list[Asked] = [(model, row) for model in models for row in questions]
             inputs = [gguf, test, train, *sorted(base.iterdir())]
-            about = {"quant_type": quant_type, "imatrix_questions": count, **params.model_dump()}
-            key = run_key(about, inputs, EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
+            about = {"quant_type": quant_type, "imatrix_questions": count, "cache_type": cache_type}
+            key = run_key(about | params.model_dump(), inputs, EXTRAS, os.environ.get("N_GPU_LAYERS", ""))
             with journal(key, asked, parse_line, Answer.model_dump_json) as (rows, keep):
                 resumed, start = len(rows), time.perf_counter()
-                if of_tuned := [row for model, row in asked[resumed:] if model == "tuned"]:
-                    write_answers(gguf, "tuned", of_tuned, params, keep)
-                if of_base := [row for model, row in asked[resumed:] if model == "base"]:
-                    tokens = texts(count, read_rows(train, Example))
-                    build(directory, read_manifest(base), {base_gguf: quant_type}, {}, tokens)
-                    write_answers(base_gguf, "base", of_base, params, keep)
+                for model, path in models.items():
+                    left = [row for name, row in asked[resumed:] if name == model]
+                    if left and model == "base":
+                        tokens = texts(count, read_rows(train, Example))
+                        build(directory, read_manifest(base), {base_gguf: quant_type}, {}, tokens)
+                    if left:
+                        for answer in write_answers(path, model, left, params, cache_type):
+                            keep(answer)
                 seconds = time.perf_counter() - start
                 write_rows(answers, rows)
                 speed["tokens_per_second"] = round(sum(row.tokens for row in rows[resumed:]) / seconds, 1)

@@ -77,7 +77,7 @@ def main(
             File(bytes=path.stat().st_size, sha256=shas[path]),
             str(path.relative_to(gguf.parent)),
             read_header(path),
-            read_predictions(metrics / "predictions" / "files" / f"{name}.csv")["chat"],
+            (of_tuned if path == gguf else read_predictions(metrics / "predictions" / "files" / f"{name}.csv"))["chat"],
             of_merged,
             params,
         )

@@ -161,7 +161,7 @@ def test_an_answer_is_set_beside_the_test_questions_that_were_as_sure(micro: Pat
     with contextlib.chdir(micro):
         for row in table(micro / "metrics" / "curves" / "reliability.csv"):
             if row["model"] == "tuned model":
-                (note,) = ask.measured(shipped, True, (float(row["low"]) + float(row["high"])) / 2)
+                (note,) = ask.measured(ask.figures_of(shipped), True, (float(row["low"]) + float(row["high"])) / 2)
                 assert note.startswith(f"Of {row['questions']} simulated test questions")
                 assert f" {float(row['accuracy']):.0%} were" in note
 

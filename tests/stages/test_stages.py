@@ -217,6 +217,17 @@ def test_there_is_a_prediction_for_every_question_and_protocol(micro: Path, name
         assert row["greedy"] in ((*LABELS, UNPARSABLE) if row["protocol"] == "chat" else [""])
 
 
+def test_there_is_a_table_for_each_file_after_the_first_and_without_any_one_that_git_keeps(project: Path) -> None:
+    (rows,) = ([row["protocol"] for row in table(path)] for path in (project / "metrics/predictions/files").iterdir())
+    assert rows == ["chat"] * 40
+    (project / "models/quantized/SHA256SUMS").write_text("")
+    assert call(project, "evaluate", protocols=["chat"]) == ""
+    (path,) = (project / "metrics/predictions/files").iterdir()
+    assert (path.name, table(path)) == ("none.csv", [])
+    assert call(project, "report") == ""
+    assert numbers(project / "metrics/compare.json")["files"].keys() == {"Q4_K_M"}
+
+
 @pytest.mark.parametrize(("name", "metrics"), [("tuned", "evaluate"), ("base", "baseline")])
 def test_scores_are_those_that_scikit_learn_gives_the_predictions(micro: Path, name: str, metrics: str) -> None:
     """PubMedQA's own rule: accuracy and macro-F1 over all and only the PMIDs of the ground truth."""

@@ -50,6 +50,13 @@ def test_overlap_and_shares_are_those_counted_by_hand():
     assert (found.base.ended, found.base.whole) == (0, 0)  # a full stop at the limit of tokens is luck
 
 
+def test_the_interval_of_one_question_has_no_width():
+    found = measured_answers([*answers("tuned", "Yes. Pain fell"), *answers("base", "No")], GOLD[:1], REPORT)
+    assert found
+    for interval in (found.tuned.rouge_l, found.base.rouge_l, found.tuned_minus_base):
+        assert interval.low == interval.value == interval.high
+
+
 def test_an_ended_answer_without_a_full_stop_is_not_whole():
     rows = [*answers("tuned", "Yes", "Yes.", "It fell", "It fell (P=0.03)."), *answers("base", "a", "b", "c", "d")]
     found = measured_answers(rows, GOLD, REPORT)

@@ -20,18 +20,22 @@ def test_an_answer_off_topic_or_without_two_to_one_odds_is_unsure(yes: float, no
     assert len(ask.doubts({"yes": math.log(yes), "no": math.log(no), "maybe": math.log(maybe)})) == count
 
 
-@pytest.mark.parametrize("of_this_file", [True, False])
-def test_figures_are_quoted_only_of_the_file_that_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_this_file: bool
+@pytest.mark.parametrize(("size", "same", "hashed"), [(5, True, 1), (5, False, 1), (6, True, 0)])
+def test_figures_are_quoted_only_of_the_file_that_was_measured_and_another_size_is_not_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, same: bool, hashed: int
 ):
     (tmp_path / "model.gguf").write_bytes(b"model")
-    digest = sha256(tmp_path / "model.gguf") if of_this_file else "0" * 64
+    digest = sha256(tmp_path / "model.gguf") if same else "0" * 64
     tuned = {"accuracy": {"value": 0.75}, "protocols": {"question_only": {"accuracy": {"value": 0.55}}}}
-    compared = {"gguf": {"sha256": digest}, "simulated": True, "questions": 500, "tuned": tuned}
+    about = {"bytes": size, "sha256": digest}
+    compared = {"gguf": about, "simulated": True, "questions": 500, "tuned": tuned}
     (tmp_path / "compare.json").write_text(json.dumps(compared))
+    calls: list[Path] = []
     monkeypatch.setattr(ask, "METRICS", tmp_path)
-    notes = ask.measured(tmp_path / "model.gguf", abstract=False, share=0.9)
-    assert ["55.0%" in note and "75.0%" in note for note in notes] == [True] * of_this_file
+    monkeypatch.setattr(ask, "sha256", lambda path: calls.append(path) or sha256(path))  # pyright: ignore
+    notes = ask.measured(ask.figures_of(tmp_path / "model.gguf"), abstract=False, share=0.9)
+    assert ["55.0%" in note and "75.0%" in note for note in notes] == [True] * (same and size == 5)
+    assert len(calls) == hashed
 
 
 @pytest.mark.parametrize(

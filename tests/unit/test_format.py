@@ -147,16 +147,21 @@ def _micro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_micro")
 def test_every_limit_that_a_question_exceeds_is_named_before_anything_is_trained():
-    fits = {"train": [example("1", 1024)], "validation": [example("2", 9)], "test": [example("3", 2000, prompt=2041)]}
+    fits = {"train": [example("1", 1024)], "validation": [example("2", 9)], "test": [example("3", 2000, prompt=2033)]}
     check_lengths(fits, Path("base"))
     long = {
         "train": [example("1", 3000)],
         "validation": [example("2", 1025, prompt=2050)],
         "test": [example("3", 9, prompt=2042)],
     }
+    params = yaml.load(Path("params.yaml").read_text())
+    params["reference"] = {"enabled": True, "n_ctx": 64, "max_new_tokens": 1}
+    with Path("params.yaml").open("w") as file:
+        yaml.dump(params, file)
     with pytest.raises(Fail) as failure:
         check_lengths(long, Path("base"))
     words = ["train.max_length is 1024 tokens and 2 questions need up to 3000 (PMID 1, 2)", "evaluate.n_ctx is 2048"]
+    words += ["reference.n_ctx is 64 tokens and 1 questions need up to 2042 (PMID 3)", "generate.n_ctx is 2048"]
     assert [
         word for word in [*words, "need up to 2050 (PMID 2, 3)", "context is 2048"] if word not in str(failure.value)
     ] == []
