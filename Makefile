@@ -14,6 +14,10 @@ WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 # As in pipeline/run.py: on a busy machine, OpenMP threads that spin slow a training step several times.
 export GOMP_SPINCOUNT := 1000
+# pip would keep torch for the CPU: its version is the same.
+ifeq ($(if $(GPU),$(shell cat .venv/ready 2>/dev/null)),constraints.txt)
+$(error .venv was made without GPU=1; remove it (`rm -rf .venv`), then run this again)
+endif
 pytest = .venv/bin/python -m pytest $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 
 help:  ## show this list

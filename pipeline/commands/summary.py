@@ -21,7 +21,7 @@ RESULTS = ["metrics", ":(exclude)metrics/*_resources.json", ":(exclude)metrics/t
 NEXT = """Next
   make plots                                  every plot on a page, no network
   models/release/RUN.md                       LM Studio, Ollama, llama.cpp"""
-REAL_DATA = "\n  cp profiles/tiny-pubmedqa.yaml params.yaml  the real questions"
+REAL_DATA = "\n  cp profiles/smollm2-135m.yaml params.yaml   a real model, real questions"
 
 
 def committed() -> str:

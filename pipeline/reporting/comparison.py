@@ -201,15 +201,17 @@ def advice(comparison: Comparison) -> str:
     cards = {name: [card for card, other in chosen.items() if other == name] for name in dict.fromkeys(chosen.values())}
     parts = [f"{name} on a card of {min(sizes)} GB" for name, sizes in cards.items()]
     without = best(comparison.files)
-    more = " or more" if chosen[max(chosen)] == without else ""  # a larger file may fit none of these cards
-    return f"Take {'; '.join(parts)}{more}; without a card {without}, in main memory."
+    # A larger file may fit none of these cards.
+    end = " or more, and without a card" if chosen[max(chosen)] == without else f"; without a card {without}"
+    return f"Take {'; '.join(parts)}{end}, in main memory."
 
 
 def warnings(comparison: Comparison) -> list[str]:
     """A sentence for each model that puts most of its probability on first words other than yes, no and maybe."""
     return [
-        f"The {name} gives first words other than yes, no and maybe {model.outside_labels:.0%} of the probability: it "
-        "usually starts with one of them, and its accuracy is that of the most probable of the three."
+        f"The {name} gives {model.outside_labels:.0%} of the probability of its first word to words other than yes, no "
+        "and maybe: it usually starts its answer with one of those others, and its accuracy is that of the most "
+        "probable of yes, no and maybe."
         for name, model in models(comparison).items()
         if model.outside_labels > MUCH
     ]

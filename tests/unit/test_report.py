@@ -84,9 +84,9 @@ def test_the_choice_table_has_each_file_and_says_which_is_for_whom(reported: Pat
     [
         (
             {"Q4_K_M": 6, "IQ3_XS": 4},
-            "IQ3_XS on a card of 4 GB; Q4_K_M on a card of 6 GB or more; without a card Q4_K_M",
+            "IQ3_XS on a card of 4 GB; Q4_K_M on a card of 6 GB or more, and without a card, in main memory",
         ),
-        ({"Q4_K_M": 6}, "Q4_K_M on a card of 6 GB or more; without a card Q4_K_M"),
+        ({"Q4_K_M": 6}, "Q4_K_M on a card of 6 GB or more, and without a card, in main memory"),
         ({"Q4_K_M": None, "IQ3_XS": 24}, "IQ3_XS on a card of 24 GB; without a card Q4_K_M"),
         ({"Q4_K_M": None}, ""),
     ],
@@ -128,9 +128,9 @@ def test_the_summary_fits_a_terminal_and_offers_real_questions_only_after_simula
     assert f"{shown.value:.1%}  {shown.low:.1%} to {shown.high:.1%}" in text
     assert f"{shown.value:.1%}  {100 * shown.low:.1f}-{shown.high:.1%}" in text  # in the table of files
     assert "not medical accuracy" in " ".join(text.split())
-    assert "tiny-pubmedqa" in text
+    assert "smollm2-135m" in text
     real = summary.summary(compared.model_copy(update={"simulated": False}), "", {})
-    assert "tiny-pubmedqa" not in real
+    assert "smollm2-135m" not in real
     assert "not medical accuracy" not in real
 
 

@@ -200,6 +200,17 @@ def test_an_image_is_set_up_for_a_card_that_is_not_there(tmp_path: Path, refusal
     assert "Python 3.11 to 3.14 is needed" in refusal(GPU="1", CARD="T4, 7.5, 570", PATH=path, PYTHON="no-such-python")
 
 
+@pytest.mark.parametrize(("made", "refused"), [("constraints.txt", True), ("constraints-gpu.txt", False)])
+def test_an_environment_for_the_cpu_does_not_become_one_for_a_card(tmp_path: Path, made: str, refused: bool):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    for name in ("pyproject.toml", "constraints.txt", ".venv/ready"):
+        (tmp_path / name).write_text(f"{made}\n")
+    for gpu in ("", "1"):
+        done = subprocess.run(["make", "setup", f"GPU={gpu}"], cwd=tmp_path, capture_output=True, text=True)
+        assert ("made without GPU=1; remove it" in done.stderr) == (done.returncode != 0) == (refused and gpu == "1")
+
+
 class Index(ThreadingHTTPServer):
     """Package indices at /NAME/: each has any package at the version of `PINS`, made on request, with no content.
 
