@@ -66,6 +66,9 @@ def choose_columns(table: Any, columns: dict[str, str], path: Path) -> Any:
             f"{path} has no column {', '.join(map(repr, missing.values()))}; it has {has}: name yours with "
             + ", ".join(f"--{ours}" for ours in missing)
         )
+    named = [name for ours, name in wanted.items() if ours != "group"]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise Fail(f"{path}: column {', '.join(map(repr, twice))} is named for two contents; each needs its own")
     chosen = table[[found[name] for name in wanted.values()]].copy()
     chosen.columns = list(wanted)
     for name in chosen.columns:
@@ -148,6 +151,12 @@ def main(
         read_dataset(partial / "records.json", partial / "test_ground_truth.json", str(file), "the test questions")
         for path in partial.iterdir():
             path.replace(output / path.name)
+    if leaks := [name for name, row in rows.items() if row["conclusion"] in row["abstract"]]:
+        typer.echo(
+            f"warning: {len(leaks)} abstracts contain their conclusion, such as that of {leaks[0]}: the answer can be "
+            "read there; remove it",
+            err=True,
+        )
     typer.echo(f"{output}: {len(rows)} questions, {len(test)} of them for the test. In params.yaml:\n")
     typer.echo(f"download:\n  source: files\n  location: {output}")
     for key, name in {"records": "records.json", "test_ground_truth": "test_ground_truth.json"}.items():

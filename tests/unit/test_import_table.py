@@ -111,6 +111,18 @@ def test_columns_are_named_by_options_and_others_are_left_out():
     )
 
 
+def test_a_column_for_two_contents_is_refused_and_a_conclusion_in_its_abstract_is_reported(
+    capsys: pytest.CaptureFixture[str],
+):
+    found = rows()
+    assert "column 'answer' is named for two contents" in import_csv(frame(found), "--conclusion=Answer")
+    assert import_csv(frame(found)) == ""
+    assert "warning" not in capsys.readouterr().err
+    found[3][2] += f"\n{found[3][4]}"
+    assert import_csv(frame(found)) == ""
+    assert "warning: 1 abstracts contain their conclusion, such as that of 003" in capsys.readouterr().err
+
+
 def test_all_problems_are_listed_with_the_row_that_excel_shows_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
 ):
