@@ -91,7 +91,7 @@ def copy_dvc_lock() -> None:
 
 def run_stage(stage: str, arguments: list[str]) -> None:
     """Import the stage and call its `main` with `arguments` as paths; end with one sentence on a user's mistake."""
-    from pipeline.core.errors import Fail, disk_problem
+    from pipeline.core.errors import Fail, sentence
     from pipeline.core.packages import check_packages
 
     try:
@@ -102,14 +102,14 @@ def run_stage(stage: str, arguments: list[str]) -> None:
             raise Fail(f"expected the paths {' '.join(names)}, got {len(arguments)}; run it by `dvc repro {stage}`")
         main(*map(Path, arguments))
     except Exception as error:
-        sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
+        told = sentence(error)
         if "TORCHELASTIC_ERROR_FILE" in os.environ:  # the process that started this one says what went wrong
-            about = {"message": sentence or traceback.format_exc(), "timestamp": str(int(time.time()))}
+            about = {"message": told or traceback.format_exc(), "timestamp": str(int(time.time()))}
             Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(about), encoding="utf-8")
             sys.exit(1)
-        if sentence is None:
+        if told is None:
             raise
-        sys.exit(f"{stage}: {sentence}")
+        sys.exit(f"{stage}: {told}")
 
 
 def start(argv: list[str]) -> None:

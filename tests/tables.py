@@ -10,8 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from pipeline.core.conclusion import Conclusion
-from pipeline.core.facts import QuestionFacts
+from pipeline.core.facts import Conclusion, QuestionFacts
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.params import read_section
 from pipeline.core.rows import write_rows

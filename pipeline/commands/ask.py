@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from pipeline.core.files import read_text, sha256
 from pipeline.core.json_files import read_json_object
 from pipeline.core.labels import Label
 from pipeline.models.chat import as_data
-from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.models.gguf_header import SYSTEM_PROMPT, read_header
 from pipeline.reporting.comparison import TUNED
 from pipeline.scoring.protocols import PROTOCOLS, messages
 from pipeline.scoring.scorer import Choices, Scorer
@@ -109,17 +110,13 @@ def conclusion(scorer: Scorer, decision: str, position: int) -> Iterator[str]:
     `position` is the prompt's length in tokens. A terminal's control characters are left out.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # one letter can be several tokens
-    tokens = scorer.tokenize(f"{decision.capitalize()}.")
-    end = position + MAX_NEW_TOKENS
-    while position + len(tokens) <= end:
-        text = decoder.decode(b"".join(map(scorer.piece, tokens)))
-        yield "".join(letter for letter in text if letter.isprintable() or letter == "\n")
-        scorer.decode(tokens, [], position)
-        position += len(tokens)
-        token = int(scorer.log_probabilities(len(tokens) - 1).argmax())
-        if scorer.is_control(token):  # the end of the turn is one
-            break
-        tokens = [token]
+    decided = scorer.tokenize(f"{decision.capitalize()}.")
+    scorer.decode(decided, [], position)
+    first = scorer.logits(len(decided) - 1)
+    tokens = scorer.continuation(first, position + len(decided), MAX_NEW_TOKENS - len(decided))
+    written = takewhile(lambda token: not scorer.is_control(token), tokens)  # the end of the turn is one
+    for piece in chain([b"".join(map(scorer.piece, decided))], map(scorer.piece, written)):
+        yield "".join(letter for letter in decoder.decode(piece) if letter.isprintable() or letter == "\n")
 
 
 def figures_of(gguf: Path) -> Any:
@@ -171,7 +168,7 @@ def main(
     if not question:
         raise Fail('the question is empty; put it in quotation marks: python -m pipeline ask "Does ...?"')
     abstract = read_context(context) if context else None
-    about = read_metadata(gguf)
+    about = read_header(gguf).metadata
     if SYSTEM_PROMPT not in about:
         raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
     figures = ThreadPoolExecutor(1).submit(figures_of, gguf)  # hashes a large file while llama.cpp loads it

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import typer
 
 from pipeline.commands.ask import doubts, shares, together
-from pipeline.core.conclusion import Conclusion
 from pipeline.core.errors import Fail
+from pipeline.core.facts import Conclusion
 from pipeline.core.files import read_as, read_rows
 from pipeline.core.labels import LABELS, Label
 from pipeline.core.outputs import writing

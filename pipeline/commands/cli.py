@@ -1,6 +1,7 @@
 """Running a command's `main` with typer: its module's docstring is the help, a user's mistake is one line."""
 
 import functools
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pipeline.core.errors import Fail, disk_problem
+from pipeline.core.errors import Fail, sentence
 
 
 def run_command(name: str, main: Callable[..., Any], arguments: list[str]) -> None:
@@ -26,13 +27,21 @@ def run_command(name: str, main: Callable[..., Any], arguments: list[str]) -> No
     try:
         app(arguments, prog_name=f"python -m pipeline {name}")
     except Exception as error:
-        sentence = str(error) if isinstance(error, Fail) else disk_problem(error)
-        if sentence is None:
+        if (told := sentence(error)) is None:
             raise
-        sys.exit(f"{name}: {sentence}")
+        sys.exit(f"{name}: {told}")
 
 
 def require_clone() -> None:
     """Raise `Fail` outside a git repository: DVC does not start there, and does not say what to do."""
     if not Path(".git").exists():
         raise Fail("this directory is no git clone, and DVC needs one (a ZIP has no .git); clone it, or run `git init`")
+
+
+def dvc(*arguments: str) -> str:
+    """What a command of DVC prints; raises `Fail` with its error."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        why = next((line for line in done.stderr.splitlines() if "ERROR" in line), "no reason given")
+        raise Fail(f"`dvc {' '.join(arguments)}` failed ({why}); run it by itself")
+    return done.stdout

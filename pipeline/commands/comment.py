@@ -1,16 +1,14 @@
 """Comment: what a branch does to the results, as Markdown for its pull request, from what is in git."""
 
 import json
-import subprocess
-import sys
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
+from pipeline.commands.cli import dvc
 from pipeline.commands.gate import Judgement, at, commit_of, judge
-from pipeline.core.errors import Fail
 from pipeline.core.files import read_text
 from pipeline.core.labels import LABELS
 from pipeline.reporting import comparison as words
@@ -74,11 +72,7 @@ def value_at(text: str, key: str) -> float | None:
 
 def dvc_diff(kind: str, revision: str) -> list[str]:
     """The lines of the Markdown table of `dvc params diff` or `dvc metrics diff`; none if nothing differs."""
-    command = [sys.executable, "-m", "dvc", kind, "diff", "--md", revision]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Fail(f"`dvc {kind} diff {revision}` failed ({done.stderr.strip().splitlines()[-1]}); run it by itself")
-    header, rule, *rows = done.stdout.strip().splitlines() or ["", ""]
+    header, rule, *rows = dvc(kind, "diff", "--md", revision).strip().splitlines() or ["", ""]
     return [header, rule, *sorted(rows)] if rows else []
 
 

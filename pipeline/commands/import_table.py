@@ -16,6 +16,7 @@ from pipeline.core.files import sha256
 from pipeline.core.labels import LABELS
 from pipeline.core.outputs import scratch, write_json
 from pipeline.core.record import Record, parse_record
+from pipeline.models.chat import first_line
 
 # Excel writes all of them: "Unicode Text", "CSV UTF-8" with a byte-order mark, and "CSV".
 ENCODINGS = ("utf-16", "utf-8-sig", "cp1252")
@@ -47,8 +48,7 @@ def read_table(path: Path, sheet: str) -> Any:
                 raise ValueError(f"rows have more fields than the first line: quote fields with a {separator!r}")
             return table.fillna("")
     except Exception as error:  # pandas and openpyxl raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise Fail(f"{path} cannot be read as a table ({reason}); save it as CSV UTF-8 or XLSX") from None
+        raise Fail(f"{path} cannot be read as a table ({first_line(error)}); save it as CSV UTF-8 or XLSX") from None
     raise Fail(f"{path} is neither UTF-8 nor Windows-1252 text; save it as CSV UTF-8")
 
 

@@ -4,12 +4,11 @@
 Set-up writes it (`--frame-only`), because git need not hold 0.9 MB of Vega.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import typer
 
+from pipeline.commands.cli import dvc
 from pipeline.core.errors import Fail
 from pipeline.core.outputs import writing
 from pipeline.reporting.pages import render
@@ -34,10 +33,5 @@ def main(frame_only: bool = False, output: Path = Path("dvc_plots")) -> None:
         partial.write_text(frame(), encoding="utf-8")
     if frame_only:
         return
-    show = [sys.executable, "-m", "dvc", "plots", "show", "--quiet", "--html-template", str(FRAME)]
-    # DVC's lines are held back: on Ctrl-C, too, it would say so beside this command.
-    done = subprocess.run([*show, "--out", str(output)], check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        why = next((line for line in done.stderr.splitlines() if "ERROR" in line), "no reason given")
-        raise Fail(f"dvc could not draw the plots ({why}); run `dvc plots show` by itself")
+    dvc("plots", "show", "--quiet", "--html-template", str(FRAME), "--out", str(output))
     typer.echo(f"Open {output / 'index.html'} in a browser; no network is needed.")

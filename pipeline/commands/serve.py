@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.core.errors import Fail
-from pipeline.models.gguf_header import read_metadata
+from pipeline.models.gguf_header import read_header
 from pipeline.scoring.scorer import N_UBATCH, number
 
 
@@ -41,7 +41,7 @@ def main(
     n_ctx: Annotated[int, typer.Option(min=1, help="Tokens of a prompt and its answer together.")] = 2048,
 ) -> None:
     """Serve until Ctrl-C."""
-    about = read_metadata(gguf)
+    about = read_header(gguf).metadata
     try:
         import uvicorn
         from llama_cpp.server import app

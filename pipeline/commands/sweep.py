@@ -5,14 +5,12 @@ measure the chosen one, so no figure of theirs is shown (docs/sweeps.md).
 """
 
 import json
-import subprocess
-import sys
 from statistics import mean, stdev
 from typing import Any
 
 import typer
 
-from pipeline.commands.cli import require_clone
+from pipeline.commands.cli import dvc, require_clone
 from pipeline.core.errors import Fail
 from pipeline.reporting.pages import aligned
 
@@ -57,10 +55,7 @@ def table(found: Values) -> str:
 def main() -> None:
     """Print the table."""
     require_clone()
-    show = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], stdout=subprocess.PIPE, check=False)
-    if show.returncode != 0:
-        raise Fail("dvc could not list the experiments, see its lines above; run `dvc exp show` by itself")
-    if not (found := finished(json.loads(show.stdout))):
+    if not (found := finished(json.loads(dvc("exp", "show", "--json")))):
         raise Fail(
             "no experiment of this commit has finished; queue some with "
             "`dvc exp run --queue -S train.seed=1,2,3 train`, then `dvc queue start -j 2`"

@@ -20,8 +20,10 @@ NATIVE = re.compile(
 )
 
 
-def disk_problem(error: BaseException) -> str | None:
-    """The sentence for a full or read-only disk or a directory where a file should be; None for any other error."""
+def sentence(error: BaseException) -> str | None:
+    """For a `Fail`, a full or read-only disk or a directory where a file should be; None for any other error."""
+    if isinstance(error, Fail):
+        return str(error)
     if isinstance(error, OSError) and error.errno in DISK:
         return f"{error.filename or 'an output'}: {error.strerror}; free disk or fix that path, then run `dvc repro`"
     found = NATIVE.search(str(error))

@@ -30,9 +30,8 @@ def load_params(section: str, model: type[Model] | TypeAdapter[Model]) -> Model:
         wrong: list[str] = []
         for problem in error.errors(include_input=False):
             path = [str(part) for part in problem["loc"]]
-            if path and path[0] == values.get("source"):  # pydantic's tag of the union's member
-                path = path[1:]
-            wrong.append(f"{'.'.join([section, *path])}: {problem['msg'].removeprefix('Value error, ')}")
+            tagged = path[:1] == [values.get("source")]  # by pydantic, with the union's member
+            wrong.append(f"{'.'.join([section, *path[tagged:]])}: {problem['msg'].removeprefix('Value error, ')}")
         raise Fail(f"params.yaml: {'; '.join(wrong)}; correct it, then run `dvc repro`") from None
 
 

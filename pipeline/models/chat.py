@@ -47,7 +47,7 @@ class ChatTemplate:
         try:
             self.compiled: Any = _compile_jinja_template(template)
         except Exception as error:  # jinja's own errors, and others for malformed extensions
-            raise Fail(f"{source} is not a valid chat template ({describe(error)}); choose another base") from None
+            raise Fail(f"{source} is not a valid chat template ({first_line(error)}); choose another base") from None
         self.has_system_role = self.shows_system_message()
         self.check()
 
@@ -92,7 +92,7 @@ class ChatTemplate:
                 strftime_now=DATE.strftime,
             )
         except Exception as error:  # a template can raise whatever its expressions raise
-            raise Fail(f"{self.source} cannot render a chat ({describe(error)}); choose another base") from None
+            raise Fail(f"{self.source} cannot render a chat ({first_line(error)}); choose another base") from None
 
     def render(self, messages: Sequence[Message], answer: str) -> Chat:
         """Prompt and answer of a chat whose last turn is the user's; raises `Fail`."""
@@ -108,10 +108,9 @@ class ChatTemplate:
         return self.render(messages, PROBE).prompt
 
 
-def describe(error: Exception) -> str:
-    """The first line of an error's message, without what a template may have quoted of the messages."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+def first_line(error: Exception) -> str:
+    """The beginning of a library's message, without what a template may have quoted of the messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import Fail, disk_problem
+from pipeline.core.errors import sentence
+from pipeline.models.chat import first_line
 from pipeline.models.encoder import Encoder
 from pipeline.models.gguf_header import OWN
 from pipeline.models.probe import check_ids
@@ -97,13 +98,8 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_onl
 
 def explain(error: Exception) -> str:
     """One sentence for what the converter raised."""
-    if isinstance(error, Fail):
-        return str(error)
-    if problem := disk_problem(error):
-        return problem
-    lines = str(error).strip().splitlines()
-    reason = lines[0][:200] if lines else type(error).__name__
-    return f"llama.cpp's converter refuses this model ({reason}); choose another base"
+    refused = f"llama.cpp's converter refuses this model ({first_line(error)}); choose another base"
+    return sentence(error) or refused
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import Fail
 from pipeline.core.json_files import read_json_object
-from pipeline.models.chat import read_template, special_tokens
+from pipeline.models.chat import first_line, read_template, special_tokens
 from pipeline.models.directory import INDEX, SINGLE, check_whole
 from pipeline.models.encoder import Encoder
 
@@ -108,7 +108,7 @@ def empty_model(directory: Path, source: str) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for configurations that it does not know
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        reason = first_line(error)
         raise Fail(
             f"{source}: transformers cannot build a causal language model of config.json ({reason}); {OTHER}"
         ) from None

@@ -154,11 +154,6 @@ def parse(cursor: Cursor) -> Header:
     return Header(found, {name: tensor._replace(offset=start + tensor.offset) for name, tensor in listed.items()})
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Key -> value of a GGUF's metadata, without its arrays; raises `Fail` if the file is not a complete GGUF."""
-    return read_header(path).metadata
-
-
 def read_header(path: Path) -> Header:
     """Metadata and types of a GGUF; raises `Fail` if the file is not complete."""
     remedy = f"run `dvc pull`, `dvc checkout {path}` or `dvc repro`"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.core.errors import Fail, disk_problem
+from pipeline.core.errors import Fail, sentence
 from pipeline.models.directory import CONFIGURATION
 
 TRIES = 3  # of a request; the hub's client retries lost connections and HTTP 429 itself
@@ -46,7 +46,7 @@ def from_hub(section: str, request: Callable[..., Found], repo_id: str, *, revis
             ) from None
         # The hub's errors are HTTPError or OSError; ValueError is an answer that is no JSON or no text.
         except (HTTPError, OSError, ValueError) as error:
-            if disk_problem(error):
+            if sentence(error):
                 why = getattr(error, "strerror", None) or type(error).__name__
                 raise Fail(
                     f"{repo_id} cannot be written into the hub's cache ({why}); free disk or set HF_HOME to another "

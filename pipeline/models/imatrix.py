@@ -67,12 +67,7 @@ class Collector:
 
         self.ggml: Any = libggml
         self.ggml.ggml_op_name.restype = ctypes.c_char_p
-        self.ggml.ggml_backend_tensor_get.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_size_t,
-        ]
+        self.ggml.ggml_backend_tensor_get.argtypes = 2 * [ctypes.c_void_p] + 2 * [ctypes.c_size_t]
         self.matrices, self.matrix = set(matrices), Matrix()
         self.callback: Any = llama_cpp.ggml_backend_sched_eval_callback(self.see)  # keeps it from garbage collection
 

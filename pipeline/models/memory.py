@@ -6,24 +6,23 @@ only. The constants were fitted to figures of benchmarks/results.json; `python -
 
 from collections.abc import Collection, Mapping
 from math import prod
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pipeline.core.errors import Fail
 from pipeline.models.gguf_header import Header, Tensor, padded
+from pipeline.sections.evaluate import CacheType
 from pipeline.sections.train import Train
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVED = 546 * MIB  # of a card, by a desktop and a CUDA context: of 4,096 MiB about 3,550 are left
 CARDS = (4, 6, 8, 12, 16, 24)  # GiB of cards as they are sold
-CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}  # of a number
+CACHE_BITS = {"f16": 16.0, "q8_0": 8.5}  # of a number
 TOKEN_BYTES = 40  # of a token's text, type and merges in a GGUF's metadata: 24 of 1,024 tokens, 61 in Llama 3
 PROCESS = int(0.2 * GIB)  # anonymous memory of Python and its libraries
 CUDA_PROCESS = int(1.7 * GIB)  # the same with torch on a card
 PER_WIDEST = 4.3  # memory of converter and quantizer, in sizes of the largest matrix at 16 bits
 CHECKPOINTS = 2  # that are kept, of adapter and optimizer
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-
-CacheType = Literal["f16", "q8_0", "q4_0"]
 
 
 class Fitted(NamedTuple):
@@ -135,11 +134,6 @@ def file_size(tensors: Mapping[str, Tensor], shape: Shape) -> int:
     return sum(padded(tensor.bytes, 32) for tensor in tensors.values()) + TOKEN_BYTES * shape.vocabulary
 
 
-def cache_size(shape: Shape, load: Load) -> int:
-    """Bytes of keys and values of one layer."""
-    return round(padded(load.n_ctx, 256) * 2 * shape.kv_heads * shape.head_width * CACHE_BITS[load.cache_type] / 8)
-
-
 def compute_size(shape: Shape, load: Load) -> int:
     """Bytes of llama.cpp's compute buffer: the largest of its logits, an MLP, and attention without flash attention.
 
@@ -162,7 +156,9 @@ def gguf_vram(tensors: Mapping[str, Tensor], shape: Shape, load: Load, layers: i
     weights = sum(
         tensor.bytes for name, tensor in tensors.items() if name in names or name.startswith(tuple(offloaded))
     )
-    return weights + len(offloaded) * cache_size(shape, load) + compute_size(shape, load)
+    cached = 2 * shape.kv_heads * shape.head_width * padded(load.n_ctx, 256)  # keys and values of a layer
+    cache = round(cached * CACHE_BITS[load.cache_type] / 8)
+    return weights + len(offloaded) * cache + compute_size(shape, load)
 
 
 def layers_that_fit(tensors: Mapping[str, Tensor], shape: Shape, load: Load, room: int) -> int:

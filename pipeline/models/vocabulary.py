@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pipeline.core.errors import Fail
 from pipeline.models.chat import ChatTemplate
-from pipeline.models.gguf_header import read_metadata
+from pipeline.models.gguf_header import read_header
 
 
 class Vocabulary:
@@ -20,7 +20,7 @@ class Vocabulary:
         set_verbose(False)
         self.lib: Any = llama_cpp
         self.model: Any = None
-        read_metadata(gguf)  # refuses a damaged file before native code reads it
+        read_header(gguf)  # refuses a damaged file before native code reads it
         params = llama_cpp.llama_model_default_params()
         for name, value in options.items():
             setattr(params, name, value)

@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.core.errors import Fail, disk_problem
+from pipeline.core.errors import Fail, sentence
 from pipeline.core.files import sha256
 from pipeline.models.directory import TINY_BASE, refuse_code
 from pipeline.models.hub import fetch
@@ -70,7 +70,7 @@ def main(base: Path, sizes_only: bool) -> None:
         if not sizes_only:
             verify(directory, manifest)
     except (Fail, OSError) as error:
-        sys.stdout.write(f"{error if isinstance(error, Fail) else disk_problem(error) or error}\n")
+        sys.stdout.write(f"{sentence(error) or error}\n")
         sys.exit(1)
     sys.stdout.write(f"{directory}\n")
 

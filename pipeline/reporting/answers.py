@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.core.conclusion import Conclusion
 from pipeline.core.errors import Fail
+from pipeline.core.facts import Conclusion
 from pipeline.core.labels import LABELS
 from pipeline.reporting.comparison import Answers, Written
 from pipeline.scoring.answers import Answer

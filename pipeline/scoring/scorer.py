@@ -6,7 +6,7 @@ a label follows in a sequence of its own. A form of one token costs nothing beyo
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,28 +113,22 @@ class Scorer(Vocabulary):
 
     def decode(self, tokens: list[int], tails: list[list[int]], start: int) -> None:
         """Feed `tokens` from position `start`; each tail's tokens but the last follow in a sequence of their own."""
-        extra = sum(len(tail) - 1 for tail in tails)
-        batch = self.lib.llama_batch_init(len(tokens) + extra, 0, 1 + len(tails))
+        shared, after = range(1 + len(tails)), start + len(tokens)
+        fed: list[tuple[int, int, Sequence[int], bool]] = []  # token, position, sequences, whether logits are computed
+        fed += [(token, start + i, shared, i == len(tokens) - 1) for i, token in enumerate(tokens)]
+        for sequence, tail in enumerate(tails, 1):
+            fed += [(token, after + i, [sequence], True) for i, token in enumerate(tail[:-1])]
+        batch = self.lib.llama_batch_init(len(fed), 0, len(shared))
         try:
-            index = 0
-
-            def add(token: int, position: int, sequences: range, logits: bool) -> None:
-                nonlocal index
+            batch.n_tokens = len(fed)
+            for index, (token, position, sequences, logits) in enumerate(fed):
                 batch.token[index], batch.pos[index], batch.logits[index] = token, position, logits
                 batch.n_seq_id[index] = len(sequences)
                 for i, sequence in enumerate(sequences):
                     batch.seq_id[index][i] = sequence
-                index += 1
-
-            for i, token in enumerate(tokens):
-                add(token, start + i, range(1 + len(tails)), i == len(tokens) - 1)
-            for sequence, tail in enumerate(tails, 1):
-                for i, token in enumerate(tail[:-1]):
-                    add(token, start + len(tokens) + i, range(sequence, sequence + 1), True)
-            batch.n_tokens = index
             if status := self.lib.llama_decode(self.context, batch):
                 raise Fail(
-                    f"llama.cpp could not evaluate {index} tokens (llama_decode returned {status}); "
+                    f"llama.cpp could not evaluate {len(fed)} tokens (llama_decode returned {status}); "
                     "set N_GPU_LAYERS lower, or free memory"
                 )
         finally:

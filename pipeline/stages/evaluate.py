@@ -29,15 +29,6 @@ def about(gguf: Path) -> dict[str, Any]:
     return {"bytes": gguf.stat().st_size, "types": header.types, "packages": installed(EXTRAS)}
 
 
-def warn(outside_labels: float) -> None:
-    """Say so if the labels hold little probability: then accuracy says little about written answers."""
-    if outside_labels > MUCH:
-        sys.stderr.write(
-            f"warning: first words other than yes, no and maybe have {outside_labels:.1%} of the probability: the "
-            "model usually begins its answer with one of them\n"
-        )
-
-
 def main(
     gguf: Path, quantized: Path, test: Path, predictions: Path, by_file: Path, metrics: Path, resources: Path
 ) -> None:
@@ -71,7 +62,11 @@ def main(
             name: {**summary(read_predictions(by_file / f"{name}.csv")), "gguf": about(files[name])} for name in others
         },
     }
-    warn(figures["chat"]["outside_labels"])
+    if (outside := figures["chat"]["outside_labels"]) > MUCH:
+        sys.stderr.write(
+            f"warning: first words other than yes, no and maybe have {outside:.1%} of the probability: the model "
+            "usually begins its answer with one of them\n"
+        )
     write_json(metrics, figures)
     speed = {name: found[name][1] for name in files}
     write_json(resources, {**usage.figures(), **speed[headline], "files": speed})

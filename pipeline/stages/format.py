@@ -15,11 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.core.conclusion import Conclusion
 from pipeline.core.dataset import read_dataset
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
-from pipeline.core.facts import QuestionFacts
+from pipeline.core.facts import Conclusion, QuestionFacts
 from pipeline.core.files import read_as
 from pipeline.core.json_files import read_json_object
 from pipeline.core.labels import LABELS

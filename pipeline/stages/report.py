@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline.core.conclusion import Conclusion
-from pipeline.core.facts import QuestionFacts
+from pipeline.core.facts import Conclusion, QuestionFacts
 from pipeline.core.files import read_as, read_rows, sha256
 from pipeline.core.outputs import write_json, writing
 from pipeline.core.params import load_params

@@ -52,18 +52,14 @@ MEMORY_LOG = ["step", "rss_mib", "vram_allocated_mib", "vram_reserved_mib"]
 
 def check_lengths(rows: Iterable[Example], params: Train) -> int:
     """The number of examples; raises `Fail` if one is longer than `max_length`: truncation would cut the answer off."""
-    count, long = 0, list[tuple[int, str]]()
-    for row in rows:
-        count += 1
-        if len(row.input_ids) > params.max_length:
-            long.append((len(row.input_ids), row.pmid))
-    if long:
+    lengths = [(len(row.input_ids), row.pmid) for row in rows]
+    if long := [row for row in lengths if row[0] > params.max_length]:
         length, pmid = max(long)
         raise Fail(
             f"params.yaml: {params.section}.max_length: {len(long)} examples have more than {params.max_length} tokens "
             f"(the longest {length}, PMID {pmid}); raise it to {length}"
         )
-    return count
+    return len(lengths)
 
 
 def device() -> str:

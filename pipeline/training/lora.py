@@ -49,16 +49,10 @@ def quantized_lora(params: Train, directory: Path) -> tuple[Any, Any]:
     dtype = getattr(torch, params.dtype)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=params.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=params.bnb_4bit_use_double_quant,
+        **params.model_dump(include={"bnb_4bit_quant_type", "bnb_4bit_use_double_quant"}),
         bnb_4bit_compute_dtype=dtype,
     )
-    lora = {
-        "r": params.r,
-        "lora_alpha": params.lora_alpha,
-        "lora_dropout": params.lora_dropout,
-        "target_modules": params.target_modules,
-    }
+    lora = params.model_dump(include={"r", "lora_alpha", "lora_dropout", "target_modules"})
     build = unsloth_lora if params.backend == "unsloth" else trl_lora
     return build(params, directory, dtype, quantization, lora)
 
@@ -132,9 +126,8 @@ def check_modules(model: Any, params: Train) -> None:
 def check_start(start: Path, params: Train) -> None:
     """Raise `Fail` naming every parameter in which the adapter in `start` is not as this phase's."""
     config = json.loads((start / "adapter_config.json").read_text("utf-8"))
-    there = {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": config["target_modules"]}
     here = {"r": params.r, "lora_alpha": params.lora_alpha, "target_modules": sorted(params.target_modules)}
-    if wrong := [f"train.{name} must equal pretrain.{name}" for name in here if here[name] != there[name]]:
+    if wrong := [f"train.{name} must equal pretrain.{name}" for name in here if here[name] != config[name]]:
         raise Fail(f"params.yaml: {'; '.join(wrong)}: both phases train one adapter; correct it, then run `dvc repro`")
 
 

@@ -16,6 +16,12 @@ from pipeline.training.checkpoints import COMPLETE, digests, save_steps
 from pipeline.training.lora import CHECKPOINTING
 from pipeline.training.processes import processes, rank
 
+# Parameters that TRL takes as they are.
+SAME: set[str] = set(
+    "seed max_steps per_device_train_batch_size gradient_checkpointing learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay max_grad_norm optim".split()
+)
+
 
 def columns(row: Example) -> dict[str, list[int]]:
     """A row of the trainer's data set: token ids, and 1 for each token of the answer."""
@@ -46,23 +52,14 @@ def arguments(params: Train, work: Path) -> Any:
 
     config = SFTConfig(
         output_dir=str(work),
-        seed=params.seed,
+        **params.model_dump(include=SAME),
         data_seed=params.seed,
         max_length=None,
         completion_only_loss=True,
-        max_steps=params.max_steps,
-        per_device_train_batch_size=params.per_device_train_batch_size,
         per_device_eval_batch_size=params.per_device_train_batch_size,
         gradient_accumulation_steps=params.gradient_accumulation_steps // processes(),
-        gradient_checkpointing=params.gradient_checkpointing,
         gradient_checkpointing_kwargs=CHECKPOINTING if params.backend == "trl" else None,
         ddp_find_unused_parameters=False,
-        learning_rate=params.learning_rate,
-        lr_scheduler_type=params.lr_scheduler_type,
-        warmup_steps=params.warmup_steps,
-        weight_decay=params.weight_decay,
-        max_grad_norm=params.max_grad_norm,
-        optim=params.optim,
         bf16=params.dtype == "bfloat16",
         fp16=params.dtype == "float16",
         use_cpu=not torch.cuda.is_available(),

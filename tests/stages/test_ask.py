@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipeline.__main__ import main as run_command_of
 from pipeline.commands import ask
 from pipeline.core.labels import LABELS
 from pipeline.core.question import Question
-from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.models.gguf_header import SYSTEM_PROMPT, read_header
 from pipeline.scoring.protocols import PROTOCOLS, abstract_of, messages
 from pipeline.scoring.scorer import Scorer
 from tests.conftest import ALONE, alone_possible
@@ -34,7 +33,7 @@ ABSTRACT = "METHODS: 120 patients were randomised.\nRESULTS: Pain fell (P=0.013)
 
 @pytest.fixture(scope="module")
 def system(shipped: Path) -> str:
-    return read_metadata(shipped)[SYSTEM_PROMPT]
+    return read_header(shipped).metadata[SYSTEM_PROMPT]
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +138,18 @@ def test_the_conclusion_is_the_greedy_continuation_of_the_decision(scorer: Score
 def told(said: list[bytes]) -> list[str]:
     """The conclusion of a scorer whose model returns a fixed text."""
     fed: list[int] = []
-    scorer: Any = SimpleNamespace(
-        tokenize=lambda text: [len(said), len(said) + 1],
-        piece=[*said, b"Yes", b"."].__getitem__,
-        is_control=lambda token: said[token] == b"<|eot_id|>",
-        decode=lambda tokens, tails, start: fed.append(start),
-        log_probabilities=lambda index: np.eye(len(said))[len(fed) - 1],
-    )
+
+    class Fixed(Scorer):
+        n_ctx = 1 << 10
+        tokenize = staticmethod(lambda text: [len(said), len(said) + 1])  # pyright: ignore
+        piece = staticmethod([*said, b"Yes", b"."].__getitem__)  # pyright: ignore
+        ends = is_control = staticmethod(lambda token: said[token] == b"<|eot_id|>")  # pyright: ignore
+        decode = staticmethod(lambda tokens, tails, start: fed.append(start))  # pyright: ignore
+        logits = staticmethod(lambda index: np.eye(len(said))[len(fed) - 1])  # pyright: ignore
+
+        def __init__(self) -> None: ...
+
+    scorer = Fixed()
     found = list(ask.conclusion(scorer, "yes", 10))
     assert fed == [10, *range(12, 11 + len(fed))]
     return found

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.files import read_rows, sha256
 from pipeline.core.labels import LABELS
-from pipeline.models.gguf_header import SYSTEM_PROMPT, read_metadata
+from pipeline.models.gguf_header import SYSTEM_PROMPT, read_header
 from pipeline.scoring.answers import Answer
 from pipeline.scoring.predictions import UNPARSABLE
 from pipeline.scoring.protocols import PROTOCOLS, chat
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_that_step(project: Path)
 
 
 def test_the_gguf_says_what_it_is_and_holds_template_and_system_prompt(micro: Path, shipped: Path) -> None:
-    values = read_metadata(shipped)
+    values = read_header(shipped).metadata
     config = numbers(micro / "models" / "base" / "config.json")
     expected = {
         "general.name": "medical-reasoner",

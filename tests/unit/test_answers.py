@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.conclusion import Conclusion
 from pipeline.core.errors import Fail
+from pipeline.core.facts import Conclusion
 from pipeline.core.question import Question
 from pipeline.reporting.answers import measured_answers, without_decision
 from pipeline.scoring.answers import Answer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import browse
-from pipeline.core.conclusion import Conclusion
 from pipeline.core.errors import Fail
+from pipeline.core.facts import Conclusion
 from pipeline.core.files import read_rows
 from pipeline.core.labels import LABELS
 from pipeline.core.question import Question

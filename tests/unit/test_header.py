@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import Fail
 from pipeline.models import gguf_header
-from pipeline.models.gguf_header import read_header, read_metadata
+from pipeline.models.gguf_header import read_header
 
 CASES = 40
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -50,8 +50,8 @@ def by_the_library(path: Path) -> dict[str, Any]:
 
 
 def test_values_of_every_type_are_those_of_the_library(path: Path):
-    assert len(read_metadata(path)) == 13
-    assert read_metadata(path) == by_the_library(path)
+    assert len(read_header(path).metadata) == 13
+    assert read_header(path).metadata == by_the_library(path)
     assert read_header(path).types == {"F32": 1, "Q8_0": 1}
 
 
@@ -60,17 +60,17 @@ def test_cut_anywhere_it_is_refused(path: Path):
     for length in [*range(data), *range(data, len(body), 32), len(body) - 1]:
         path.write_bytes(body[:length])
         with pytest.raises(Fail, match="not a complete GGUF file"):
-            read_metadata(path)
+            read_header(path)
 
 
 @pytest.mark.parametrize("alignment", [8, 16, 32, 64, 128])
 def test_tensors_of_one_to_four_dimensions_at_any_alignment(tmp_path: Path, alignment: int):
     tensors = {f"of {len(shape)}": np.ones(shape, np.float32) for shape in ((5,), (5, 3), (5, 3, 2), (5, 3, 2, 7))}
     path = write(tmp_path / "x.gguf", tensors, custom_alignment=(alignment,))
-    assert read_metadata(path) == {"general.architecture": "llama", "general.alignment": alignment}
+    assert read_header(path).metadata == {"general.architecture": "llama", "general.alignment": alignment}
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Fail, match="truncated"):
-        read_metadata(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize("keys", [True, False], ids=["keys", "tensors"])
@@ -80,10 +80,10 @@ def test_more_keys_or_tensors_than_any_model_has_are_refused(
     values: Any = {"bool": ("a", True), "uint8": ("b", 1)} if keys else {}  # and the architecture
     path = write(tmp_path / "x.gguf", {str(i): np.ones(3, np.float32) for i in range(1 if keys else 3)}, **values)
     monkeypatch.setattr(gguf_header, "MAX_ENTRIES", 3)
-    read_metadata(path)
+    read_header(path)
     monkeypatch.setattr(gguf_header, "MAX_ENTRIES", 2)
     with pytest.raises(Fail, match="1 tensors and 3 keys" if keys else "3 tensors and 1 keys"):
-        read_metadata(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_altered_header_is_refused(path: Path, at: int, value: bytes, problem
     body = path.read_bytes()
     path.write_bytes(body[:at] + value + body[at + len(value) :])
     with pytest.raises(Fail, match=problem):
-        read_metadata(path)
+        read_header(path)
 
 
 def entry(*numbers: int) -> bytes:
@@ -125,7 +125,7 @@ def test_an_altered_entry_is_refused(path: Path, old: bytes, new: bytes, problem
     assert body.count(old) == 1
     path.write_bytes(body.replace(old, new))
     with pytest.raises(Fail, match=problem):
-        read_metadata(path)
+        read_header(path)
 
 
 def test_a_damaged_file_is_refused_in_one_sentence_or_read_as_the_library_reads_it(path: Path):
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_read_as_the_library_reads_
         path.write_bytes(body[:at] + (rng.randbytes(size) + body[at + size :] if size else b""))
         found, said = {}, ""
         try:
-            found = read_metadata(path)
+            found = read_header(path).metadata
         except Fail as error:
             said = str(error)
         assert said.isprintable()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.cli import run_command
-from pipeline.core.errors import Fail, disk_problem
+from pipeline.core.errors import Fail, sentence
 from tests.conftest import ROOT, refused
 from tests.conftest import run_command as shell
 
@@ -164,7 +164,7 @@ class TestLauncher:
     ],
 )
 def test_a_disk_that_cannot_be_written_is_the_users_problem_and_other_errors_are_not(error: Exception, words: str):
-    assert words in str(disk_problem(error))
+    assert words in str(sentence(error))
 
 
 def test_a_users_mistake_in_a_command_ends_in_one_line():
