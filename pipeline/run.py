@@ -62,10 +62,10 @@ def use_venv() -> None:
         os.execv(VENV_PYTHON, [str(VENV_PYTHON), *sys.orig_argv[1:]])
 
 
-def lock_directory(seconds: float = LOCK_SECONDS) -> bool:
-    """Take an exclusive lock on the working directory; False if another run holds it for `seconds`."""
+def lock_directory() -> bool:
+    """Take an exclusive lock on the working directory; False if another run holds it for LOCK_SECONDS."""
     directory = os.open(".", os.O_RDONLY)  # never closed: the lock ends with the process
-    end = time.monotonic() + seconds
+    end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)

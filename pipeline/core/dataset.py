@@ -81,9 +81,9 @@ def missing_labels(dataset: Dataset) -> list[str]:
     return found
 
 
-def fail_with(found: list[str], source: str, then: str = "run `dvc repro`") -> None:
-    """Raise `Fail` listing the problems in `source`, unless there is none; `then` is what to do afterwards."""
+def fail_with(found: list[str], source: str) -> None:
+    """Raise `Fail` listing the problems in `source`, unless there is none."""
     if found:
         rest = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         count = f"{len(found)} problem{'s' * (len(found) > 1)}"
-        raise Fail(f"{source}: {count}: {'; '.join(found[:SHOWN])}{rest}. Correct the file, then {then}")
+        raise Fail(f"{source}: {count}: {'; '.join(found[:SHOWN])}{rest}. Correct the file, then run `dvc repro`")

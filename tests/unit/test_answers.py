@@ -1,5 +1,6 @@
 """The figures of written answers: ROUGE-L without the decision, and whether answers are whole."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from pipeline.core.facts import Conclusion
 from pipeline.core.question import Question
 from pipeline.reporting.answers import measured_answers, without_decision
 from pipeline.scoring.answers import Answer
+from pipeline.sections.generate import Generate
+from pipeline.stages import generate
 from pipeline.stages.generate import parse_line
 from tests.tables import REPORT
 
@@ -94,3 +97,14 @@ def test_a_line_of_the_journal_counts_only_as_an_answer_to_what_was_asked(
     assert parse_line(LINE, ("tuned", question("0"))) == ROW
     with pytest.raises(ValueError, match=problem):
         parse_line(line, (model, question(pmid)))
+
+
+def test_answers_are_written_with_the_type_of_keys_and_values_that_is_given(monkeypatch: pytest.MonkeyPatch):
+    def load(gguf: Path, n_ctx: int, remedy: str, cache_type: str) -> None:
+        raise EOFError(gguf.name, n_ctx, cache_type)  # as far as this test follows
+
+    monkeypatch.setattr(generate, "Scorer", load)
+    params = Generate(enabled=True, n_ctx=64, max_new_tokens=1)
+    with pytest.raises(EOFError) as told:
+        next(generate.write_answers(Path("a.gguf"), "tuned", [question("0")], params, "q8_0"))
+    assert told.value.args == ("a.gguf", 64, "q8_0")
