@@ -6,6 +6,7 @@
 import ast
 import io
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ BESIDE = {
 }
 
 
+@cache
 def source(module: str) -> Path | None:
     """The file of a module of `pipeline`; None for a package, whose __init__.py has a docstring only."""
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     return path if module.startswith("pipeline.") and module not in CHECKED and path.is_file() else None
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Names of all that a file imports, in functions too, and of the modules that it runs by name."""
     found: set[str] = set()
