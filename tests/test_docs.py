@@ -56,6 +56,8 @@ def test_a_parameter_is_changed_and_compared(project: Path) -> None:
     after = output_of(project, commands("docs/change.md", "Run and compare"))
     assert stages_named(after) == ["report"]
     assert "tuned.accuracy.low" in after
+    output_of(project, commands("docs/change.md", "Go back"))
+    assert output_of(project, "git diff --stat HEAD; python3 -m dvc status") == "Data and pipelines are up to date.\n"
 
 
 def test_own_questions_come_from_a_table_to_a_measured_gguf(project: Path) -> None:
