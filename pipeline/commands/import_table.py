@@ -151,6 +151,8 @@ def main(
         read_dataset(partial / "records.json", partial / "test_ground_truth.json", str(file), "the test questions")
         for path in partial.iterdir():
             path.replace(output / path.name)
+    if (different := len({row["question"] for row in rows.values()})) < len(rows) / 2:
+        typer.echo(f"warning: {different} different questions in {len(rows)} rows; check --question", err=True)
     if leaks := [name for name, row in rows.items() if row["conclusion"] in row["abstract"]]:
         typer.echo(
             f"warning: {len(leaks)} abstracts contain their conclusion, such as that of {leaks[0]}: the answer can be "

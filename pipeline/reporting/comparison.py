@@ -207,8 +207,13 @@ def advice(comparison: Comparison) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """A sentence for each model that puts most of its probability on first words other than yes, no and maybe."""
-    return [
+    """A sentence for each model that knows one answer alone, or that would rather begin with another word."""
+    found: list[str] = []
+    for name, model in models(comparison).items():
+        recalls = {label: value for label, value in model.recall.model_dump().items() if value > 0}
+        if len(recalls) == 1:
+            found.append(f"The {name} is right only where the answer is {min(recalls)}.")
+    return found + [
         f"The {name} gives {model.outside_labels:.0%} of the probability of its first word to words other than yes, no "
         "and maybe: it usually starts its answer with one of those others, and its accuracy is that of the most "
         "probable of yes, no and maybe."

@@ -249,6 +249,13 @@ def test_the_verdict_says_whether_it_is_noise_and_what_would_tell(low: float, hi
     assert ("1,234" in sentence) == (low <= 0 <= high)
 
 
+def test_a_model_that_knows_one_answer_alone_is_named() -> None:
+    always = [row._replace(log_probabilities=(-0.2, -3.0, -3.0), prediction="yes") for row in model(0.5, 1)]
+    assert warnings(compare({"chat": always}, {"chat": model(0.8, 2)})) == [
+        f"The {BASE} is right only where the answer is yes."
+    ]
+
+
 def test_a_model_that_usually_starts_with_another_word_is_named() -> None:
     rare = [row._replace(log_probabilities=tuple(s - 3 for s in row.log_probabilities)) for row in model(0.5, 1)]
     (warning,) = warnings(compare({"chat": rare}, {"chat": model(0.8, 2)}))
