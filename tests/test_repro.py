@@ -166,7 +166,7 @@ def test_a_pin_reaches_the_stages_whose_result_it_can_change(extra: str, finishe
         "pipeline/models/directory.py": "artificial base merge quantize reference",
         "pipeline/simulated/trials.py": "download",
         "pipeline/sections/report.py": "report",
-        "pipeline/sections/generate.py": "generate",
+        "pipeline/sections/generate.py": "format generate",
         "pipeline/run.py": "",
         "pipeline/commands/ask.py": "",
         "models/adapter/training.json": "train merge report",
