@@ -6,6 +6,7 @@ by the stage that first needs them. Only safetensors files are accepted, and no 
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,11 @@ def main(base: Path, metrics: Path, resources: Path) -> None:
     source = "the tiny base" if isinstance(params, Tiny) else getattr(params, "repo_id", str(directory))
     with writing(base) as target:
         copy_configuration(directory, target)
-        manifest = manifest_of(params, directory).model_copy(update={"note": weights_note(directory)})
-        check_prompt(directory)
-        check_convertible(target, source)
+        with ThreadPoolExecutor(1) as thread:  # the converter is a process, which imports the same packages for seconds
+            convertible = thread.submit(check_convertible, target, source)
+            manifest = manifest_of(params, directory).model_copy(update={"note": weights_note(directory)})
+            check_prompt(directory)
+            convertible.result()
         write_json(target / MANIFEST, manifest.model_dump())
     note = {"weights_note": manifest.note} if manifest.note else {}
     write_json(metrics, {"weight_bytes": sum(file.size for file in manifest.files), **note})
