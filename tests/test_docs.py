@@ -14,7 +14,7 @@ from tests.branches import commit, git, link_environment
 from tests.conftest import ROOT, output_of, run_command, set_params, stages_named, yaml
 from tests.pages import blocks, commands
 
-OWN, EXTEND = "docs/own-questions.md", "docs/extend.md"
+TABLE, EXTEND = "docs/own-questions.md", "docs/extend.md"
 pytestmark = pytest.mark.slow
 
 
@@ -66,13 +66,13 @@ def test_own_questions_come_from_a_table_to_a_measured_gguf(project: Path) -> No
         answer = ("yes", "no", "maybe")[number % 3]
         rows.append(f'q-{number},Does it help in {number}?,"Trial {number}: {answer}.",{answer},It is {answer}.')
     (project.parent / "my-questions.csv").write_text("\n".join(rows) + "\n")
-    printed = output_of(project, commands(OWN, "1. Turn the table into question files"))
-    assert "No problems" in output_of(project, commands(OWN, "2. Check the files"))
+    printed = output_of(project, commands(TABLE, "1. Turn the table into question files"))
+    assert "No problems" in output_of(project, commands(TABLE, "2. Check the files"))
     params: dict[str, Any] = yaml.load(project / "params.yaml")
     params["download"] = yaml.load(printed.partition("\n\n")[2])["download"]
     YAML().dump(params, project / "params.yaml")
-    assert stages_named(output_of(project, commands(OWN, "3. Name them in params.yaml"))) == ["download", "format"]
-    assert "Data: own data" in output_of(project, commands(OWN, "4. Run"))
+    assert stages_named(output_of(project, commands(TABLE, "3. Name them in params.yaml"))) == ["download", "format"]
+    assert "Data: own data" in output_of(project, commands(TABLE, "4. Run"))
     assert not json.loads((project / "metrics/compare.json").read_text())["simulated"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core.errors import sentence
 from pipeline.models.chat import first_line
 from pipeline.models.encoder import Encoder
-from pipeline.models.gguf_header import OWN
+from pipeline.models.gguf_header import KEY_PREFIX
 from pipeline.models.probe import check_ids
 
 LLAMA_3 = (
@@ -77,7 +77,7 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_onl
 
     TextModel.get_vocab_base_pre = recognise
     Metadata.load_metadata_override = lambda metadata_override_path=None: metadata  # it expects a file's path
-    own = {key: value for key, value in metadata.items() if key.startswith(OWN)}
+    own = {key: value for key, value in metadata.items() if key.startswith(KEY_PREFIX)}
     set_type = TextModel.set_type
 
     def set_type_and_own_keys(self: Any) -> None:  # the metadata override takes only keys of the specification

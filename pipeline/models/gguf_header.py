@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import Fail
 
-OWN = "medical-reasoner."  # prefix of this project's own keys
-SYSTEM_PROMPT = f"{OWN}system_prompt"  # the one that the model was trained with
+KEY_PREFIX = "medical-reasoner."  # prefix of this project's own keys
+SYSTEM_PROMPT = f"{KEY_PREFIX}system_prompt"  # the one that the model was trained with
 LICENCE = "general.license.name"
 LLAMA_3_LICENCE = "Meta Llama 3 Community License"
 

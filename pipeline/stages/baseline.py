@@ -6,6 +6,7 @@ regression, its C chosen by cross-validation on those questions.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,23 @@ def main(
     rows = read_rows(train, Example)
     tokens = texts(load_params("quantize", Quantize).imatrix_questions, rows)
     fitting = [*rows, *read_rows(validation, Question)]
-    baselines = text_baselines(fitting, read_rows(test, Question))
     manifest, directory = read_manifest(base), weights_directory(base)
     settings = Settings("evaluate", params.protocols, params.n_ctx, params.max_new_tokens, params.cache_type)
     # One token of a written answer, because only the scored decisions are compared here.
     candidates = settings._replace(
         protocols=[name for name in CANDIDATES if name in params.protocols], max_new_tokens=1
     )
-    with scratch(base.parent / "base.gguf") as gguf, scratch(predictions.parent / "validation.csv") as chosen_by:
+    with (
+        ThreadPoolExecutor(1) as thread,
+        scratch(base.parent / "base.gguf") as gguf,
+        scratch(predictions.parent / "validation.csv") as chosen_by,
+    ):
+        baselines = thread.submit(text_baselines, fitting, read_rows(test, Question))  # while the converter runs
         build(directory, manifest, {gguf: quant_type}, {}, tokens)
         predict(gguf, validation, candidates, chosen_by)
         choice = choose(read_predictions(chosen_by), 0.95)
         speed = predict(gguf, test, settings, predictions)
-    write_json(metrics, {**summary(read_predictions(predictions)), "base_protocol": rounded(choice), **baselines})
+    write_json(
+        metrics, {**summary(read_predictions(predictions)), "base_protocol": rounded(choice), **baselines.result()}
+    )
     write_json(resources, {**usage.figures(), **speed})

@@ -21,7 +21,7 @@ from tests.tables import CHAT_TEMPLATE, DATA, SOURCE, WEIGHTS, make_report, writ
 
 HUB = {"source": "hub", "repo_id": "meta-llama/Meta-Llama-3-8B-Instruct", "revision": "a" * 40, "files": [WEIGHTS]}
 PUBMEDQA = {**SOURCE, "simulated": False, "name": "PQA-L", "dataset": "qiaojin/PubMedQA", "licence": "MIT (data)"}
-OWN = {**SOURCE, "simulated": False, "name": "own questions", "licence": ""}
+OWN_DATA = {**SOURCE, "simulated": False, "name": "own questions", "licence": ""}
 PICTURES = {f"{name}.png" for name in ("accuracy", "confusion", "reliability", "right_label", "risk_coverage")}
 PAGES = {"README.md", "RUN.md", "Modelfile", "medical-reasoner.preset.json", "SHA256SUMS", "system", "params"}
 CHATML = (
@@ -81,7 +81,7 @@ def llama_3(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """On the tiny base, a ChatML template and the user's own data."""
-    return Made(tmp_path_factory.mktemp("own"), {"chat_template": CHATML}, source=OWN)
+    return Made(tmp_path_factory.mktemp("own"), {"chat_template": CHATML}, source=OWN_DATA)
 
 
 def test_the_release_holds_its_pages_and_every_picture_that_the_card_shows(simulated: Made) -> None:
@@ -140,7 +140,7 @@ def test_the_cards_sections_are_in_the_order_of_tripod_llm(simulated: Made) -> N
 
 
 def test_a_base_under_its_own_licence_is_linked(tmp_path: Path) -> None:
-    card = Made(tmp_path, source=OWN, base__manifest={**HUB, "repo_id": "someone/base"}).card()
+    card = Made(tmp_path, source=OWN_DATA, base__manifest={**HUB, "repo_id": "someone/base"}).card()
     assert (card.license, card.license_name) == ("other", "see-base-model")
     assert card.license_link == "https://huggingface.co/someone/base"
 
