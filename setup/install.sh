@@ -6,7 +6,7 @@
 #   PYTORCH=https://...         a mirror of download.pytorch.org/whl, in which set-up looks for that index
 #   GPU=1                       for the CUDA card that is here: constraints-gpu.txt, Unsloth, llama.cpp with CUDA
 #   CARD='T4, 7.5, 570'         with GPU=1: name, compute capability and driver of a card that is not here (an image)
-#   LOCK=1                      choose versions anew and write constraints.txt (`make constraints`)
+#   LOCK=1                      resolve versions again and write constraints.txt (`make constraints`)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -158,7 +158,7 @@ pip() { # pip with its output in the log, of which downloads of 20 MB and more a
 say "2/3 packages: the first time 0.7 GB to download (3.2 GB with CUDA), a minute or more"
 wanted=$TMPDIR/requirements.txt
 if [ -n "${GPU:-}" ]; then
-    # The whole set as it ran. A resolver would choose anew: Unsloth's metadata refuse the certifi that ran with it.
+    # The whole set as it ran. A resolver would choose other versions: Unsloth's metadata refuse the certifi that ran with it.
     grep -v -e '^#' -e '^llama-cpp-python==' constraints-gpu.txt >"$wanted"
     constraints=constraints-gpu.txt
 else
