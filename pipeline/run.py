@@ -25,9 +25,9 @@ LAUNCHER = "LAUNCHER_PID"  # in the environment of a training process: pipeline.
 TRAINING = {"pretrain", "train"}  # stages
 LOCK_SECONDS = 10  # what a killed run left behind is gone by then
 ENVIRONMENT = {
-    # A waiting OpenMP thread spins for about 20 us, then sleeps. Without a limit, a training step takes 3 to 24 times
-    # as long on a busy machine; with no spinning at all (OMP_WAIT_POLICY=PASSIVE), a small model's prompt takes half as
-    # long again.
+    # A waiting OpenMP thread spins for some microseconds, then sleeps. Without a limit, a training step takes 3 to 24
+    # times as long on a busy machine; with no spinning at all (OMP_WAIT_POLICY=PASSIVE), the many short operations of a
+    # small model wait for threads to wake up.
     "GOMP_SPINCOUNT": "1000",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "OPENBLAS_NUM_THREADS": "1",  # scikit-learn's problems are small here: more threads only spin

@@ -66,6 +66,9 @@ def choose_columns(table: Any, columns: dict[str, str], path: Path) -> Any:
             f"{path} has no column {', '.join(map(repr, missing.values()))}; it has {has}: name yours with "
             + ", ".join(f"--{ours}" for ours in missing)
         )
+    headings = [plain(name) for name in table.columns]
+    if alike := sorted({name for name in wanted.values() if headings.count(name) > 1}):
+        raise Fail(f"{path} has several columns {', '.join(map(repr, alike))}; rename all but one")
     named = [name for ours, name in wanted.items() if ours != "group"]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise Fail(f"{path}: column {', '.join(map(repr, twice))} is named for two contents; each needs its own")

@@ -111,16 +111,25 @@ def test_columns_are_named_by_options_and_others_are_left_out():
     )
 
 
-def test_a_column_for_two_contents_is_refused_and_a_conclusion_in_its_abstract_is_reported(
+def test_a_column_for_two_contents_or_two_for_one_is_refused_and_a_conclusion_in_its_abstract_is_reported(
     capsys: pytest.CaptureFixture[str],
 ):
     found = rows()
     assert "column 'answer' is named for two contents" in import_csv(frame(found), "--conclusion=Answer")
+    assert "several columns 'answer'; rename" in import_csv(frame(found, Answer=["no"] * len(found)))
     assert import_csv(frame(found)) == ""
     assert "warning" not in capsys.readouterr().err
     found[3][2] += f"\n{found[3][4]}"
     assert import_csv(frame(found)) == ""
     assert "warning: 1 abstracts contain their conclusion, such as that of 003" in capsys.readouterr().err
+
+
+def test_a_column_with_few_different_questions_is_reported(capsys: pytest.CaptureFixture[str]):
+    wards = [f"Ward {i % 14}" for i in range(30)]
+    assert import_csv(frame(rows(), question=wards)) == ""
+    assert "warning: 14 different questions in 30 rows; check --question" in capsys.readouterr().err
+    assert import_csv(frame(rows(), question=[f"Ward {i % 15}" for i in range(30)])) == ""
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_all_problems_are_listed_with_the_row_that_excel_shows_and_nothing_is_written(
