@@ -86,16 +86,16 @@ def plan() -> list[list[Job]]:
     """
     best = Config(learning_rate=2e-3, epochs=4)
     decision = replace(best, decision=3.0)
-    alone = replace(best, learning_rate=1e-3, conclusion=0.0)
+    wide = replace(best, r=64, lora_alpha=64)
     pairs = [
-        ((decision, 1), (replace(best, decision=10.0), 1)),
+        ((best, 1), (decision, 1)),
+        ((replace(best, decision=10.0), 1), (replace(best, learning_rate=4e-3), 1)),
         ((best, 2), (decision, 2)),
-        ((alone, 1), (replace(best, learning_rate=4e-3), 1)),
+        ((wide, 1), (replace(wide, learning_rate=1e-3), 1)),
+        ((replace(best, conclusion=0.0), 1), (replace(best, learning_rate=1e-3, conclusion=0.0), 1)),
         ((best, 3), (decision, 3)),
-        ((replace(decision, balanced=True), 1), (best, 1)),
         ((replace(best, epochs=8), 1), (replace(best, epochs=8, learning_rate=1e-3), 1)),
-        ((replace(best, decision=10.0), 2), (alone, 2)),
-        ((replace(best, r=64, lora_alpha=64), 1), (replace(best, r=64, lora_alpha=64, learning_rate=1e-3), 1)),
+        ((replace(best, decision=10.0), 2), (replace(best, balanced=True), 1)),
         ((replace(best, batch=16), 1), (replace(best, batch=16, learning_rate=4e-3), 1)),
         ((replace(best, tf32=False), 1), (replace(decision, tf32=False), 1)),
     ]
