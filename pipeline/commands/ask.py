@@ -21,16 +21,18 @@ from pipeline.core.errors import Fail
 from pipeline.core.files import read_text, sha256
 from pipeline.core.json_files import read_json_object
 from pipeline.core.labels import Label
+from pipeline.models.card import check_room
 from pipeline.models.chat import as_data
 from pipeline.models.gguf_header import SYSTEM_PROMPT, read_header
+from pipeline.models.memory import Load
 from pipeline.reporting.comparison import TUNED
 from pipeline.scoring.protocols import PROTOCOLS, messages
-from pipeline.scoring.scorer import Choices, Scorer
+from pipeline.scoring.scorer import MAX_TAILS, N_UBATCH, Choices, Scorer, number
 from pipeline.sections.evaluate import CacheType
 
 GGUF = Path("models/medical-reasoner.gguf")
 METRICS = Path("metrics")
-N_CTX = 4096  # tokens, if the model supports as many; half a gigabyte for an 8-billion-parameter Llama 3
+N_CTX = 2048  # tokens, if the model supports as many: an abstract of over a thousand words, on a card of 4 GB too
 MAX_NEW_TOKENS = 256  # of the answer: the longest in PubMedQA has 161 of Llama 3's
 SURE = 2 / 3  # of the labels' probability: below it, the odds for the decision are under two to one
 MEASURED = "Only the decision was judged, on English questions; the conclusion was not. Not for clinical use."
@@ -173,7 +175,9 @@ def main(
         raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
     figures = ThreadPoolExecutor(1).submit(figures_of, gguf)  # hashes a large file while llama.cpp loads it
     n_ctx = min(N_CTX, about[f"{about['general.architecture']}.context_length"])
-    remedy = "close other programs, or set N_GPU_LAYERS=0 to use main memory"
+    flash = cache_type == "q8_0"
+    load = Load(n_ctx, N_UBATCH, cache_type, flash_attention=flash, n_outputs=1 + MAX_TAILS)  # as Scorer does
+    remedy = check_room(gguf, load, number("N_GPU_LAYERS", 999))
     with Scorer(gguf, n_ctx, remedy, cache_type) as scorer:
         tokens, choices = encode(scorer, about[SYSTEM_PROMPT], question, abstract)
         scores, _ = scorer.score(tokens, choices)
