@@ -12,7 +12,6 @@ is known.
 import argparse
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
