@@ -42,6 +42,7 @@ class Train(Section):
     gradient_accumulation_steps: Positive
     gradient_checkpointing: bool
     offload_embedding: bool  # Unsloth only: keeps the embedding in main memory, which saves 1 GiB of VRAM
+    decision_weight: Annotated[float, Field(gt=0, le=1000)]  # of an answer's first token in the loss; 1: as all others
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_steps: Annotated[int, Field(ge=0)]

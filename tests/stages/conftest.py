@@ -40,4 +40,6 @@ def trainer(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     params = Train.model_validate(yaml.load((micro / "params.yaml").read_text())["train"])
     model, tokenizer = quantized_lora(params, micro / TINY_BASE)
     rows = examples(micro)[:5]
-    return build_trainer(params, model, tokenizer, rows, rows[:1], tmp_path_factory.mktemp("trainer"))
+    built = build_trainer(params, model, tokenizer, rows, rows[:1], tmp_path_factory.mktemp("trainer"))
+    built.model.train()  # otherwise bitsandbytes repacks the weights for a CPU kernel without a gradient
+    return built
