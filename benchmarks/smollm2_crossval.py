@@ -27,8 +27,10 @@ from pipeline.core.example import Example
 from pipeline.core.question import Question
 
 
-def run(study: Study, examples: list[Example], questions: list[Question], out: Path, deadline: float) -> None:
-    """Train the groups that `out` does not have, as long as the last one's time fits before `deadline`."""
+def run(
+    study: Study, examples: list[Example], questions: list[Question], groups: list[list[Job]], out: Path, deadline: float
+) -> None:
+    """Train what `out` does not have of the groups, as long as the last one's time fits before `deadline`."""
 
     def add(record: dict[str, Any]) -> None:
         with out.open("a", encoding="utf-8") as file:
@@ -40,7 +42,7 @@ def run(study: Study, examples: list[Example], questions: list[Question], out: P
     finished = {Job(Config(**row["config"]), row["seed"], row["fold"]) for row in done if "config" in row}
     parts = {seed: split(examples, seed) for seed in SEEDS}
     per_epoch = 0.0
-    for planned in plan():
+    for planned in groups:
         jobs = [job for job in planned if job not in finished]
         if not jobs or time.time() + 1.1 * per_epoch * jobs[0].config.epochs > deadline:
             continue
@@ -68,13 +70,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/raw"), help="of PubMedQA's files (default data/raw)")
     parser.add_argument("--out", type=Path, default=HERE / "smollm2_crossval.jsonl", help="JSON lines, appended to")
     parser.add_argument("--minutes", type=float, default=20, help="after which no training is started (default 20)")
+    parser.add_argument("--groups", default="", help="numbers of the plan's groups, comma-separated (default all)")
     parser.add_argument("--check", action="store_true", help="compare a group with TRL, and train nothing else")
     given = parser.parse_args()
     examples, questions = read_questions(given.data, given.model)
     if given.check:
         check(given.model, examples)
     else:
-        run(Study(given.model), examples, questions, given.out, time.time() + 60 * given.minutes)
+        planned = plan()
+        groups = [planned[int(number)] for number in given.groups.split(",")] if given.groups else planned
+        run(Study(given.model), examples, questions, groups, given.out, time.time() + 60 * given.minutes)
 
 
 if __name__ == "__main__":
