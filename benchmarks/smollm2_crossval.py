@@ -28,7 +28,12 @@ from pipeline.core.question import Question
 
 
 def run(
-    study: Study, examples: list[Example], questions: list[Question], groups: list[list[Job]], out: Path, deadline: float
+    study: Study,
+    examples: list[Example],
+    questions: list[Question],
+    groups: list[list[Job]],
+    out: Path,
+    deadline: float,
 ) -> None:
     """Train what `out` does not have of the groups, as long as the last one's time fits before `deadline`."""
 
