@@ -38,7 +38,9 @@ def test_unsloth_without_a_card_or_an_installation_is_refused(monkeypatch: pytes
         check_backend(params())
 
 
-def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_code(monkeypatch: pytest.MonkeyPatch):
+def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_code_and_one_buffer(
+    monkeypatch: pytest.MonkeyPatch,
+):
     given: dict[str, Any] = {}
 
     def from_pretrained(name: str, **options: Any) -> tuple[Any, Any]:
@@ -46,8 +48,11 @@ def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_co
         return LAYERS, None
 
     model = SimpleNamespace(from_pretrained=from_pretrained, get_peft_model=lambda model, **options: model)
+    backward = SimpleNamespace(fast_dequantize=lambda weight, use_global_buffer=False: use_global_buffer)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=model))
+    monkeypatch.setitem(sys.modules, "unsloth.kernels", SimpleNamespace(fast_lora=backward))
     unsloth_lora(params(), Path("models/base"), torch.float16, None, {})
+    assert backward.fast_dequantize(None)
     assert given["name"] == str(Path.cwd() / "models" / "base")
     assert (given["local_files_only"], given["trust_remote_code"]) == (True, False)
 
