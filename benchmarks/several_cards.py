@@ -62,6 +62,23 @@ def write_weights(directory: Path, config: dict[str, Any], tokenizer: Path) -> N
         list(threads.map(write, files, files.values()))
 
 
+def project(directory: Path, tiny: bool, tokenizer: Path, pubmedqa: Path) -> None:
+    """A project whose stages before `train` have run, on a local base of random weights."""
+    weights = directory / "weights"
+    write_weights(weights, CONFIG | (TINY if tiny else {}), tokenizer)
+    say("weights written")
+    prepare(directory, ROOT / "profiles" / "llama3-8b.yaml", {}, "")
+    yaml = YAML()
+    params: Any = yaml.load(directory / "params.yaml")
+    params["base"] = {"source": "local", "path": str(weights)}
+    params["download"]["location"] = str(pubmedqa.absolute())
+    yaml.dump(params, directory / "params.yaml")
+    status, _ = run(directory, [sys.executable, "-m", "dvc", "repro", "format"])
+    if status:
+        sys.exit("the stages before train failed; their last lines are above")
+    say("base and examples are ready")
+
+
 def run(directory: Path, command: list[str], **more: str) -> tuple[int, float]:
     """Run in the project, its output passed on; exit status and seconds."""
     start = time.monotonic()
@@ -133,14 +150,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="this step and the next are not timed")
     options = parser.parse_args()
     tiny, directory = options.shape == "tiny", options.directory.absolute()
-    weights = directory / "weights"
-    write_weights(weights, CONFIG | (TINY if tiny else {}), options.tokenizer)
-    say("weights written")
-    prepare(directory, ROOT / "profiles" / "llama3-8b.yaml", {}, "")
+    project(directory, tiny, options.tokenizer, options.pubmedqa)
     yaml = YAML()
     params: Any = yaml.load(directory / "params.yaml")
-    params["base"] = {"source": "local", "path": str(weights)}
-    params["download"]["location"] = str(options.pubmedqa.absolute())
     params["train"] |= {
         "backend": "trl",
         "max_steps": options.steps,
@@ -153,14 +165,10 @@ def main() -> None:
         **({"dtype": "float32", "optim": "adamw_torch"} if tiny else {}),
     }
     yaml.dump(params, directory / "params.yaml")
-    status, _ = run(directory, [sys.executable, "-m", "dvc", "repro", "format"])
-    if status:
-        sys.exit("several_cards: the stages before train failed; their last lines are above")
     validation = directory / "data" / "formatted" / "validation.jsonl"
     rows = validation.read_text(encoding="utf-8").splitlines(keepends=True)
     validation.unlink()  # DVC made it read-only
     validation.write_text("".join(rows[:VALIDATION]), encoding="utf-8")
-    say("base and examples are ready")
     figures: Figures = {}
     command = f"python -m benchmarks.several_cards --tokenizer DIR --pubmedqa DIR --cards {options.cards}"
     lines: list[str] = []
