@@ -12,6 +12,7 @@ is known.
 import argparse
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,7 +119,8 @@ def train(directory: Path, cards: int, on_cpu: bool) -> dict[str, Any] | None:
     arguments = described["stages"]["train"]["cmd"].partition("pipeline.run ")[2].split()
     (directory / "without_cards.py").write_text(WITHOUT_CARDS, encoding="utf-8")
     start = ["without_cards.py"] if on_cpu else ["-m", "pipeline.run"]
-    given = {"GPUS": str(cards), "SAVE_STEPS": "1000000", "PYTHONPATH": str(directory)}
+    paths = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))
+    given = {"GPUS": str(cards), "SAVE_STEPS": "1000000", "PYTHONPATH": paths}
     with Cards() as watched:
         status, wall = run(directory, [sys.executable, *start, *arguments], **given)
     if status:
