@@ -1,6 +1,8 @@
 """A temporary copy of the project on the micro profile. No test reads the committed params.yaml or results."""
 
+import contextlib
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -87,6 +89,16 @@ def output_of(directory: Path, command: str, **environment: str) -> str:
     done = run_command(directory, command, **environment)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def dvc_here(*arguments: str) -> str:
+    """What a command of DVC prints in the working directory, run in this process: another one imports for seconds."""
+    from dvc.cli import main
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("DVC_TEST", "1")  # or it puts back the stdout that it found when it was imported
+        assert main(list(arguments)) == 0
+    return printed.getvalue()
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:

@@ -82,10 +82,12 @@ def pins(extra: str) -> dict[str, str]:
     return {canonical(re.split(r"[\[=]", pin)[0]): pin for pin in PROJECT["optional-dependencies"][extra]}
 
 
-@cache
+installed = cache(packages_distributions)  # reads a file of every package
+
+
 def distribution(module: str) -> str:
     """The distribution that has a module; the module's own name if it is not installed here."""
-    return canonical(packages_distributions().get(module, [module])[0])
+    return canonical(installed().get(module, [module])[0])
 
 
 # Modules

@@ -75,7 +75,12 @@ def opened(directory: Path) -> tuple[list[Any], Any]:
 
 def would_run(directory: Path) -> set[str]:
     """The stages that `dvc repro --dry` would name first, asked of DVC in this process: a command takes seconds."""
-    with contextlib.chdir(directory):
+    from dvc.dependency import param
+
+    with contextlib.chdir(directory), pytest.MonkeyPatch.context() as patch:
+        # For each stage, DVC writes a lock of its files and parses both files of parameters: most of the time.
+        patch.setattr("dvc.rwlock.rwlock", lambda *_: contextlib.nullcontext())
+        patch.setattr(param, "load_path", functools.cache(param.load_path))
         found, lock = opened(directory)
         with lock:
             return {stage.addressing for stage in found if stage.changed()}

@@ -24,31 +24,35 @@ def edit(path: Path, old: str, new: str) -> None:
 # Lock
 
 
+TRAINED = "train, merge, quantize, evaluate, reference, generate, report"
+
+
 @pytest.mark.parametrize(
-    ("path", "old", "new", "stale"),
+    ("edits", "stale"),
     [
+        ({"params.yaml": ("lora_alpha: 16", "lora_alpha: 32")}, TRAINED),
         (
-            "params.yaml",
-            "lora_alpha: 16",
-            "lora_alpha: 32",
-            "train, merge, quantize, evaluate, reference, generate, report",
+            {
+                "metrics/baseline.json": ('"majority"', '"most"'),
+                "pipeline/stages/generate.py": ("def main(", "# a comment\ndef main("),
+            },
+            "baseline, generate, report",
         ),
-        ("metrics/baseline.json", '"majority"', '"most"', "baseline, report"),
-        ("pipeline/stages/report.py", "def main(", "# a comment\ndef main(", "report"),
     ],
-    ids=["parameter", "result", "code"],
+    ids=["parameter", "result and code"],
 )
 def test_lock_names_the_stages_that_are_out_of_step_without_data(
-    path: str, old: str, new: str, stale: str, committed: Path, tmp_path: Path
+    edits: dict[str, tuple[str, str]], stale: str, committed: Path, tmp_path: Path
 ) -> None:
     git(tmp_path, "clone", "--quiet", str(committed), "clone")
     clone = tmp_path / "clone"
-    edit(clone / path, old, new)
+    for path, (old, new) in edits.items():
+        edit(clone / path, old, new)
     done = run_command(clone, "python3 -m pipeline lock")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"parameters or results of {stale} (stages after" in line
-    assert git(clone, "status", "--porcelain").split() == ["M", path]  # it changed nothing
+    assert git(clone, "status", "--porcelain").split() == [word for path in edits for word in ("M", path)]  # no other
 
 
 # Gate and comment, as the Makefile and the workflow start them; tests/unit/test_gate.py has what they decide

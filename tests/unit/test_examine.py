@@ -227,6 +227,7 @@ def test_altered_weights_of_the_tiny_base_are_put_back_by_the_command_that_the_r
     for module in (base, weights):
         monkeypatch.setattr(module, "TINY_BASE", place)
     manifest = base.manifest_of(Tiny(source="tiny"), place)
+    assert manifest.files == base.local_files(place, "the tiny base")  # which examines them
     write(tmp_path / "base", {"manifest.json": manifest.model_dump_json().encode()})
     actions: list[Callable[[], Any]] = [lambda: base.manifest_of(Tiny(source="tiny"), place), load]
     for action in actions:

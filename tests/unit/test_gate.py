@@ -17,7 +17,7 @@ from pipeline.core.errors import Fail
 from pipeline.core.outputs import write_json
 from pipeline.scoring.predictions import write_predictions
 from tests.branches import TUNED, commit, git, repository, table, write
-from tests.conftest import ROOT, set_params
+from tests.conftest import ROOT, dvc_here, set_params
 
 BASE_TABLE = table(range(100))
 
@@ -31,6 +31,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = Path(shutil.copytree(original, tmp_path / "project"))
     monkeypatch.chdir(directory)
+    monkeypatch.setattr(comment, "dvc", dvc_here)  # tests/flows/test_review.py starts it as the command does
     return directory
 
 

@@ -25,6 +25,7 @@ from pipeline.core.outputs import remove, write_csv
 from pipeline.reporting.compare import compare
 from pipeline.reporting.plots import VEGA_LITE, make_curves, png, write_curves
 from pipeline.scoring.predictions import Prediction, write_predictions
+from tests.conftest import dvc_here
 from tests.tables import REPORT, ROOT, SUBJECT, facts, model
 
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -70,12 +71,10 @@ def write_metrics(directory: Path, vram: float = 5000.0) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC project with this one's dvc.yaml, configuration and templates, and synthetic metrics."""
     monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     shutil.copyfile(ROOT / "profiles/micro.yaml", "params.yaml")  # dvc.yaml names parameters
-    shutil.copyfile(ROOT / ".dvc/config", ".dvc/config")
-    subprocess.run([sys.executable, "-m", "dvc", "config", "core.no_scm", "true"], check=True)
-    shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.html"))
+    shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", ignore=shutil.ignore_patterns("*.html"))
+    Path(".dvc/config").write_text((ROOT / ".dvc/config").read_text().replace("[core]", "[core]\n    no_scm = true"))
     write_metrics(Path("metrics"))
     picture = Path("metrics/pictures/accuracy.svg")
     picture.parent.mkdir()
@@ -85,8 +84,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def specs() -> dict[str, dict[str, Any]]:
     """The Vega-Lite of every plot as DVC fills it, by its file."""
-    show = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
-    output: dict[str, Any] = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
+    output: dict[str, Any] = json.loads(dvc_here("plots", "show", "--json"))
     assert "errors" not in output
     shown = {name: plot for name, revisions in output["data"].items() for plot in revisions}
     return {name: plot["content"] for name, plot in shown.items() if plot["type"] == "vega"}
@@ -151,7 +149,7 @@ def test_a_model_that_was_not_measured_leaves_the_other_plots_alone(project: Pat
 def test_the_page_holds_its_library_and_loads_nothing_and_dvc_fills_it_too(project: Path) -> None:
     plots.main(frame_only=True)
     assert not Path("dvc_plots").exists()
-    subprocess.run([sys.executable, "-m", "dvc", "plots", "show", "--quiet"], check=True)
+    dvc_here("plots", "show", "--quiet")
     page = Path("dvc_plots/index.html").read_text()
     assert page.count("vegaEmbed('#") == len(PLOTS)
     assert "static/" in page  # the pictures

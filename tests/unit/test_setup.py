@@ -286,7 +286,7 @@ def project(tmp_path: Path) -> Path:
     ("described", "build"),
     [
         ("Tesla T4, 7.5, 535.104", "cu126"),
-        ("Tesla T4, 7.5, 550.54", "cu126"),
+        pytest.param("Tesla T4, 7.5, 550.54", "cu126", marks=pytest.mark.slow),
         ("Tesla T4, 7.5, 570.26", "cu128"),
         ("Tesla T4, 7.5, 580.65", ""),
         ("", "cpu"),
