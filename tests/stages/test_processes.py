@@ -30,18 +30,19 @@ start(sys.argv[1:])
 LONGER = {"max_steps": 8, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "warmup_steps": 0}
 
 
-@pytest.fixture(scope="module")
-def one(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def one(project: Path) -> Path:
     """A project in which one process trained."""
-    project = writable_copy(micro, tmp_path_factory.mktemp("one"))
     assert call(project, "train", **LONGER) == ""
     return project
 
 
 @pytest.fixture
-def two(one: Path, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A copy of it without an adapter, and the command with which two processes train there."""
-    project = writable_copy(one, tmp_path)
+def two(micro: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A project without an adapter, and the command with which two processes train there."""
+    (tmp_path / "two").mkdir()
+    project = writable_copy(micro, tmp_path / "two")
+    set_params(project, "train", **LONGER)
     shutil.rmtree(project / "models" / "adapter")
     (project / "two.py").write_text(TWO)
     command = stages(project)["train"]["cmd"].partition("pipeline.run ")[2].split()

@@ -199,6 +199,12 @@ def test_the_command_says_why_in_one_line_and_its_status_tells(project: Path) ->
 # The comment
 
 
+@pytest.fixture
+def no_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC's own two tables, which take most of the time, are empty."""
+    monkeypatch.setattr(comment, "dvc", lambda *_: "")
+
+
 def commented(capsys: pytest.CaptureFixture[str]) -> str:
     comment.main("main", "https://example.org/pictures")
     return capsys.readouterr().out
@@ -257,6 +263,7 @@ def test_many_parameters_are_folded(project: Path, capsys: pytest.CaptureFixture
     assert len(above.splitlines()) < 40
 
 
+@pytest.mark.usefixtures("no_tables")
 def test_the_comment_on_a_refused_change_begins_with_the_sentence_of_the_gate(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +275,7 @@ def test_the_comment_on_a_refused_change_begins_with_the_sentence_of_the_gate(
     assert sentence[1:] == str(error.value).removeprefix("failed: ")[1:] + "."
 
 
+@pytest.mark.usefixtures("no_tables")
 def test_the_comment_is_made_without_the_main_branchs_figures_too(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +285,7 @@ def test_the_comment_is_made_without_the_main_branchs_figures_too(
     assert "| accuracy |  | 80.0% |  |" in text
 
 
+@pytest.mark.usefixtures("no_tables")
 @pytest.mark.parametrize("text", [None, "<<<<<<< HEAD\n", "[]"])
 def test_a_cost_that_was_not_measured_on_one_side_is_blank(
     project: Path, capsys: pytest.CaptureFixture[str], text: str | None

@@ -1,6 +1,7 @@
 """The stage `report`: its files, and the summary of a run."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,21 +32,20 @@ def make() -> Comparison:
     return read_as(Comparison, Path("metrics/compare.json"))
 
 
-def contents() -> dict[Path, bytes]:
-    paths = [path for name in OUTPUTS for path in [Path(name), *Path(name).rglob("*")]]
-    return {path: path.read_bytes() for path in paths if path.is_file()}
+def contents(directory: Path) -> dict[Path, bytes]:
+    paths = [path for name in OUTPUTS for path in [directory / name, *(directory / name).rglob("*")]]
+    return {path.relative_to(directory): path.read_bytes() for path in paths if path.is_file()}
 
 
-def test_two_runs_write_the_same_files_and_name_no_path_of_this_machine(project: Path) -> None:
+def test_two_runs_write_the_same_files_and_name_no_path_of_this_machine(project: Path, reported: Path) -> None:
     compared = make()
     assert (compared.simulated, compared.rehearsal, compared.data) == (True, False, "made-up trials")
     assert compared.tfidf.accuracy.value == TFIDF.accuracy.value
     assert compared.base_protocol.chosen == "lm_eval"
     assert compared.gguf.sha256 == sha256(Path("medical-reasoner.gguf"))
-    first = contents()
-    make()
-    assert contents() == first
-    assert not any(str(project).encode() in content for content in first.values())
+    found = contents(project)
+    assert found == contents(reported)
+    assert not any(str(project).encode() in content for content in found.values())
 
 
 def test_curves_hold_what_the_comparison_says(reported: Path) -> None:
@@ -105,14 +105,16 @@ def test_every_picture_says_that_the_data_are_simulated(reported: Path) -> None:
     assert [name for name, svg in pictures.items() if "simulated" not in svg] == []
 
 
-def test_a_refusal_leaves_the_outputs_as_they_were(project: Path) -> None:
-    make()
-    before = contents()
+def test_a_refusal_leaves_the_outputs_as_they_were(
+    reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(reported, tmp_path / "project"))
+    before = contents(Path())
     first, *rows = read_predictions(TUNED)["chat"]
     write_predictions(TUNED, [first._replace(label="no"), *rows])
     with pytest.raises(Fail, match="PMID 1000"):
         make()
-    assert contents() == before
+    assert contents(Path()) == before
 
 
 def test_importing_the_stage_imports_no_heavy_library() -> None:
