@@ -7,8 +7,7 @@ answer alone, AdamW, linear decay), and takes the log-probabilities of yes, no a
 from the adapter folded into the 16-bit base, as `merge` does it, and from the 4-bit base with the adapter beside it.
 Folds are stratified by label.
 
-`smollm2_folds` has the plan and `smollm2_group` the training; `--check` compares it with TRL's. The 38 trainings in
-smollm2_crossval.jsonl are older: TRL's trainer itself, a training a process, ChatML's last newline learned too.
+`smollm2_folds` has the plan and `smollm2_group` the training; `--check` compares it with TRL's.
 
 --out gets a JSON object a line: configuration, seed, fold, and the log-probabilities by PMID. A second call with the
 same file goes on where the first stopped. `benchmarks.smollm2_recipe` makes the table.
