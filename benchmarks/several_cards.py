@@ -5,8 +5,7 @@
 
 A project in --directory gets a local base of random weights of Llama-3-8B's shape (16 GB) and PubMedQA's examples, by
 the stages themselves. Then the command of the stage `train` runs once for each number of cards, with GPUS in the
-environment, backend trl and the same parameters: 64 examples a step. Each figure is printed and recorded as soon as it
-is known.
+environment, backend trl and the same parameters: 64 examples a step.
 """
 
 import argparse
@@ -144,7 +143,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help=f"a directory with {', '.join(TOKENIZER)}")
     parser.add_argument("--pubmedqa", type=Path, required=True, help="a directory with PubMedQA's two files")
     parser.add_argument("--directory", type=Path, default=Path("several_cards"), help="kept; 20 GB")
-    parser.add_argument("--cards", default="1,2,4", help="comma-separated, from few to many")
+    parser.add_argument(
+        "--cards", default="1,2,4", help="comma-separated; the fewest are what the others are compared with"
+    )
     parser.add_argument("--shape", choices=["llama3-8b", "tiny"], default="llama3-8b")
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--examples", type=int, default=64, help="of a step")
@@ -173,25 +174,26 @@ def main() -> None:
     validation.write_text("".join(rows[:VALIDATION]), encoding="utf-8")
     figures: Figures = {}
     command = f"python -m benchmarks.several_cards --tokenizer DIR --pubmedqa DIR --cards {options.cards}"
-    lines: list[str] = []
-    first: dict[str, Any] | None = None
+    results: dict[int, dict[str, Any]] = {}
     for cards in map(int, options.cards.split(",")):
-        found = train(directory, cards, tiny)
-        if not found:
-            continue
-        first = first or found
-        pairs = zip(first["losses"], found["losses"], strict=True)
-        found["largest_difference"] = round(max(abs(a - b) / abs(a) for a, b in pairs), 6)  # of a loss, relative
-        found["speedup"] = round(found["tokens_per_s"] / first["tokens_per_s"], 3)
-        lines.append(f"{cards} cards: {json.dumps(found)}")
-        say(lines[-1])
+        if found := train(directory, cards, tiny):
+            results[cards] = found
+            say(f"{cards} cards: {json.dumps(found)}")
+    least = results[min(results)]
+    for cards, found in results.items():
         figures[f"train.ddp.{cards}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
         figures[f"train.ddp.{cards}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
-        if found is not first:
-            figures[f"train.ddp.speedup_{cards}"] = (found["speedup"], "")
-            figures[f"train.ddp.loss_difference_{cards}"] = (found["largest_difference"], "")
-        if not tiny:
-            record(figures, command, LOGS / "several_cards.log", text="\n".join(lines))
+        if found is not least:
+            speedup = found["tokens_per_s"] / least["tokens_per_s"]
+            pairs = zip(least["losses"], found["losses"], strict=True)
+            difference = max(abs(a - b) / abs(a) for a, b in pairs)
+            figures[f"train.ddp.speedup_{cards}"] = (round(speedup, 3), f"of {min(results)} card")
+            figures[f"train.ddp.loss_difference_{cards}"] = (round(difference, 6), "of a step's loss, the largest")
+    lines = [f"{cards} cards: {json.dumps(found)}" for cards, found in results.items()]
+    lines += [f"{key}: {value}" for key, (value, _) in figures.items()]
+    print("\n".join(lines))
+    if not tiny:
+        record(figures, command, LOGS / "several_cards.log", text="\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from tests.stages.helpers import TINY_BASE, examples, numbers, table, tensors
 pytestmark = pytest.mark.gpu
 BACKENDS = ["trl", "unsloth"]
 
-# A batch as the trainer's data loader gives it, and its loss before the first step. In a process of its own, because
-# Unsloth replaces functions of transformers, TRL and PEFT.
+# A batch as the trainer's data loader gives it, its loss before the first step and the norm of B's gradient. In a
+# process of its own, because Unsloth replaces functions of transformers, TRL and PEFT.
 BATCH = f"""
 import json
 from pathlib import Path
@@ -31,9 +31,13 @@ rows = read_rows(Path("data/formatted/train.jsonl"), Example)[:4]
 model, tokenizer = quantized_lora(params, Path("{TINY_BASE}"))
 trainer = build_trainer(params, model, tokenizer, rows, rows[:1], Path("work"))
 batch = next(iter(trainer.get_train_dataloader()))
-with torch.no_grad(), torch.autocast("cuda", torch.float16):
-    loss = float(trainer.compute_loss(trainer.model, dict(batch)))
-found = {{"ids": batch["input_ids"].tolist(), "labels": batch["labels"].tolist(), "loss": loss}}
+trainer.model.train()
+with torch.autocast("cuda", torch.float16):
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    (1024 * loss).backward()
+squares = [float(p.grad.float().norm()) ** 2 for n, p in trainer.model.named_parameters() if "lora_B" in n]
+found = {{"ids": batch["input_ids"].tolist(), "labels": batch["labels"].tolist()}}
+found |= {{"loss": loss.item(), "gradient": sum(squares) ** 0.5 / 1024}}
 Path("batch.json").write_text(json.dumps(found))
 """
 
@@ -68,9 +72,9 @@ def test_sixty_steps_in_float16_have_finite_losses_and_ask_no_network(project: P
     assert numbers(project / "metrics" / "train_resources.json")["peak_vram_reserved_mib"] > 0
 
 
-def batch(project: Path, backend: str) -> dict[str, Any]:
-    """Ids and labels of the four examples of a batch, and the loss of it."""
-    choose(project, backend, per_device_train_batch_size=4)
+def batch(project: Path, backend: str, **changes: Any) -> dict[str, Any]:
+    """Ids and labels of the four examples of a batch, the loss of it and the norm of B's gradient."""
+    choose(project, backend, per_device_train_batch_size=4, **changes)
     (project / "batch.py").write_text(BATCH)
     done = run_command(project, "python3 batch.py", PYTHONPATH=str(project))
     assert done.returncode == 0, done.stderr
@@ -85,6 +89,17 @@ def test_the_loss_is_on_the_answer_and_not_on_the_prompt(project: Path, backend:
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
     assert sorted(label for label in labels if label != -100) == sorted(token for answer in answers for token in answer)
     assert found["loss"] == pytest.approx(batch(project, "trl")["loss"], rel=0.01)
+
+
+def test_both_backends_weigh_the_decision_alike_and_log_the_loss_without_the_weight(project: Path) -> None:
+    pytest.importorskip("unsloth", exc_type=ImportError)
+    ratios: list[float] = []
+    for backend in BACKENDS:
+        plain, weighted = (batch(project, backend, decision_weight=weight) for weight in (1.0, 20.0))
+        assert weighted["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+        ratios.append(weighted["gradient"] / plain["gradient"])
+    assert ratios[0] > 1.5
+    assert ratios[1] == pytest.approx(ratios[0], rel=0.15)  # each draws its own A
 
 
 def test_the_adapters_of_both_backends_agree(project: Path) -> None:
