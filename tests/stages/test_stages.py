@@ -239,17 +239,6 @@ def test_there_is_a_prediction_for_every_question_and_protocol(micro: Path, name
         assert row["greedy"] in ((*LABELS, UNPARSABLE) if row["protocol"] == "chat" else [""])
 
 
-def test_there_is_a_table_for_each_file_after_the_first_and_without_any_one_that_git_keeps(project: Path) -> None:
-    (rows,) = ([row["protocol"] for row in table(path)] for path in (project / "metrics/predictions/files").iterdir())
-    assert rows == ["chat"] * 40
-    (project / "models/quantized/SHA256SUMS").write_text("")
-    assert call(project, "evaluate", protocols=["chat"]) == ""
-    (path,) = (project / "metrics/predictions/files").iterdir()
-    assert (path.name, table(path)) == ("none.csv", [])
-    assert call(project, "report") == ""
-    assert numbers(project / "metrics/compare.json")["files"].keys() == {"Q4_K_M"}
-
-
 @pytest.mark.parametrize(("name", "metrics"), [("tuned", "evaluate"), ("base", "baseline")])
 def test_scores_are_those_that_scikit_learn_gives_the_predictions(micro: Path, name: str, metrics: str) -> None:
     """PubMedQA's own rule: accuracy and macro-F1 over all and only the PMIDs of the ground truth."""
@@ -285,19 +274,40 @@ def test_slices_have_the_facts_of_the_test_questions(micro: Path) -> None:
     assert found["year"]["before 2005"]["questions"] == sum(year < 2005 for year in years)
 
 
-def test_a_protocol_is_asked_only_if_its_parameter_names_it_and_the_reference_can_be_off(project: Path) -> None:
-    shutil.rmtree(project / "models" / "merged")
-    left_over = project / "metrics" / "predictions" / ".merged.gguf.partial"
+def test_a_protocol_the_reference_written_answers_and_further_files_can_be_off_and_the_report_does_without(
+    project: Path,
+) -> None:
+    further = project / "metrics/predictions/files"
+    (rows,) = ([row["protocol"] for row in table(path)] for path in further.iterdir())
+    assert rows == ["chat"] * 40
+    compared = numbers(project / "metrics/compare.json")
+    assert compared["answers"].keys() == {"tuned", "base", "tuned_minus_base"}
+    assert compared["files"].keys() == {"Q4_K_M", "IQ3_XS"}
+
+    shutil.rmtree(project / "models/merged")
+    left_over = project / "metrics/predictions/.merged.gguf.partial"
     left_over.write_text("of a run that was killed")
     assert call(project, "reference", enabled=False) == ""
     assert not left_over.exists()
-    assert table(project / "metrics" / "predictions" / "merged.csv") == []
+    assert table(project / "metrics/predictions/merged.csv") == []
+
+    (project / "models/medical-reasoner.gguf").rename(project / "kept.gguf")
+    assert call(project, "generate", enabled=False) == ""
+    assert (project / "data/answers.jsonl").read_bytes() == b""
+    (project / "kept.gguf").rename(project / "models/medical-reasoner.gguf")
+
+    (project / "models/quantized/SHA256SUMS").write_text("")
     assert call(project, "evaluate", protocols=["question_only", "chat"]) == ""
-    assert "lm_eval" not in numbers(project / "metrics" / "evaluate.json")
+    assert "lm_eval" not in numbers(project / "metrics/evaluate.json")
+    (path,) = further.iterdir()
+    assert (path.name, table(path)) == ("none.csv", [])  # git keeps no empty directory
+
     assert call(project, "report") == ""
-    compared = numbers(project / "metrics" / "compare.json")
+    compared = numbers(project / "metrics/compare.json")
     assert compared["tuned"]["protocols"].keys() == {"question_only"}
-    assert not [name for name in compared if "merged" in name]
+    assert compared["files"].keys() == {"Q4_K_M"}
+    assert not [name for name in compared if "merged" in name or name == "answers"]
+    assert "ROUGE" not in (project / "models/release/README.md").read_text()
 
 
 def written_answers(project: Path, model: str) -> dict[str, Answer]:
@@ -327,17 +337,6 @@ def test_a_written_answer_is_the_likeliest_token_after_all_before_it(micro: Path
             tokens.append(int(first.argmax()))
             said += scorer.piece(tokens[-1])
         assert said.decode(errors="replace").strip() == answer.text
-
-
-def test_written_answers_can_be_off_and_the_report_does_without(project: Path) -> None:
-    (project / "models" / "medical-reasoner.gguf").rename(project / "kept.gguf")
-    assert call(project, "generate", enabled=False) == ""
-    assert (project / "data/answers.jsonl").read_bytes() == b""
-    (project / "kept.gguf").rename(project / "models" / "medical-reasoner.gguf")
-    assert numbers(project / "metrics" / "compare.json")["answers"].keys() == {"tuned", "base", "tuned_minus_base"}
-    assert call(project, "report") == ""
-    assert "answers" not in numbers(project / "metrics" / "compare.json")
-    assert "ROUGE" not in (project / "models/release/README.md").read_text()
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused_before_the_first_is_written(project: Path) -> None:
