@@ -5,7 +5,9 @@
 
 Runs `train`'s own functions in a project whose stages `format` and `base` have run, such as a rehearsal's. One backend
 a process, because Unsloth replaces functions of TRL. --set changes parameters of the profile's section `train`. No
-checkpoint is written unless SAVE_STEPS says so. Without --batches the profile's own is measured.
+checkpoint is written unless SAVE_STEPS says so. Without --batches the profile's own is measured. --attention measures
+each batch a second time from the same adapter, with one attention an example as Unsloth has it with torch 2.11 without
+`kernels.attend_at_once`.
 """
 
 import argparse
@@ -14,6 +16,8 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +52,30 @@ def measure(params: Train, model: Any, tokenizer: Any, train: list[Example], war
         "seconds_a_step": round(seconds / len(timed), 3),
         "steps": len(timed),
         "skipped_steps": sum(row["skipped"] for row in history),
-        "first_loss": history[0]["loss"],
-        "last_loss": history[-1]["loss"],
+        "padding_free": trainer.args.padding_free,
+        "losses": [row["loss"] for row in history],
+        "gradient_norms": [row["grad_norm"] for row in history],
     }
+
+
+def restore(model: Any, drawn: dict[str, Any]) -> None:
+    """Give the adapter its first values again."""
+    for name, value in model.named_parameters():
+        if name in drawn:
+            value.data = drawn[name].to(value.device, copy=True)
+
+
+@contextmanager
+def one_by_one() -> Generator[None]:
+    """Unsloth's attention as it is with torch 2.11: one example at a time."""
+    from unsloth.utils import attention_dispatch  # pyright: ignore
+
+    module: Any = attention_dispatch
+    module._TORCH_VARLEN_ATTN, kept = None, module._TORCH_VARLEN_ATTN
+    try:
+        yield
+    finally:
+        module._TORCH_VARLEN_ATTN = kept
 
 
 def main() -> None:
@@ -60,6 +85,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the card, in the figures' keys and the log's name")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--batches", default="", help="micro-batch x accumulation, comma-separated")
+    parser.add_argument("--attention", action="store_true", help="compare with one attention an example")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=5)
     options = parser.parse_args()
@@ -80,13 +106,28 @@ def main() -> None:
     model, tokenizer = quantized_lora(runs[0], weights_directory(Path("models/base"), verify=False))
     figures: Figures = {}
     lines: list[str] = []
+    drawn = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     for params in runs:
         found = measure(params, model, tokenizer, train, options.warm_up)
         batch = f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}"
         lines.append(f"{params.backend} {batch}: {json.dumps(found)}")
+        print(lines[-1], flush=True)
         key = f"train.{options.name}{f'.{params.backend}.{batch}' if options.batches else ''}"
         figures[f"{key}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
         figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
+        if options.attention:
+            restore(model, drawn)
+            with one_by_one():
+                before = measure(params, model, tokenizer, train, options.warm_up)
+            restore(model, drawn)
+            lines.append(f"{params.backend} {batch}, one attention an example: {json.dumps(before)}")
+            print(lines[-1], flush=True)
+            speedup = found["tokens_per_s"] / before["tokens_per_s"]
+            figures[f"{key}.speedup_over_previous"] = (round(speedup, 3), "of one attention an example")
+            for name in ("losses", "gradient_norms"):
+                pairs = zip(found[name], before[name], strict=True)
+                difference = max(abs(a - b) / abs(b) for a, b in pairs)
+                figures[f"{key}.{name}_difference"] = (round(difference, 6), "of a step's, the largest")
     log = LOGS / f"backends_{runs[0].backend if options.batches else options.profile.stem}.log"
     given = shlex.join(sys.argv[1:]).replace(str(options.project), "DIR")
     record(figures, f"python -m benchmarks.backends {given}", log, text="\n".join(lines))

@@ -14,7 +14,9 @@ results.json.
 """
 
 import argparse
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,9 +38,12 @@ SEEDS = (1, 2, 3, 4)  # besides the profile's
 TRAINED = ("train", "merge", "quantize", "evaluate")
 QUANTIZED = ("quantize", "evaluate")
 MATRIX = {"imatrix_questions": 100}
+CARDS = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")  # the run takes the first, variants all in turn
 
 
-def variant(run: Path, name: str, section: str, changes: dict[str, Any], stages: tuple[str, ...], url: str) -> None:
+def variant(
+    run: Path, name: str, section: str, changes: dict[str, Any], stages: tuple[str, ...], url: str, card: str
+) -> None:
     """Run stages in a directory of their own with a changed section; what an earlier call finished is not run again.
 
     Without the stage merge, the run's own merged model is used, once it is there.
@@ -52,6 +57,8 @@ def variant(run: Path, name: str, section: str, changes: dict[str, Any], stages:
         params = YAML().load(partial / "params.yaml")
         params[section] |= changes
         params["evaluate"]["protocols"] = ["chat"]
+        if section == "train":  # the types are compared on the run's own training
+            params["quantize"]["quant_types"] = params["quantize"]["quant_types"][:1]
         YAML().dump(params, partial / "params.yaml")
         (partial / "metrics").mkdir()
         if "merge" not in stages:
@@ -60,7 +67,7 @@ def variant(run: Path, name: str, section: str, changes: dict[str, Any], stages:
     while not (directory / "models/merged").exists() and "merge" not in stages:
         time.sleep(1)
     described = YAML(typ="safe").load(directory / "dvc.yaml")["stages"]
-    given = environment(HF_ENDPOINT=url, HF_HOME=str(run / "hub"))
+    given = environment(HF_ENDPOINT=url, HF_HOME=str(run / "hub"), CUDA_VISIBLE_DEVICES=card)
     for stage in stages:
         done, log = directory / f"{stage}.done", directory / f"{stage}.log"
         if not done.exists():
@@ -77,7 +84,8 @@ def run_all(run: Path, stages: list[str], url: str, variants: int) -> dict[str, 
         sys.exit("smollm2_run: a stage failed; its last lines are above")
     work = [("matrix", "quantize", MATRIX, QUANTIZED), *((f"seed-{s}", "train", {"seed": s}, TRAINED) for s in SEEDS)]
     with ThreadPoolExecutor(max(variants, 1)) as threads:
-        beside = [threads.submit(variant, run, *each, url) for each in work if variants]
+        turns = zip(work, itertools.cycle(CARDS[1:] + CARDS[:1]))
+        beside = [threads.submit(variant, run, *each, url, card) for each, card in turns if variants]
         status, measured = repro(run, url, stages)
         for each in beside:
             each.result()

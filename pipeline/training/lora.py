@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pipeline.core.files import sha256
 from pipeline.core.outputs import write_json
 from pipeline.models.manifest import ADAPTER, IDENTITY, Identity, Manifest
 from pipeline.sections.train import Train
+from pipeline.training.kernels import attend_at_once, share_buffer
 from pipeline.training.processes import rank
 
 CHECKPOINTING = {"use_reentrant": False}  # of gradients, with transformers: DDP needs it
@@ -60,18 +60,6 @@ def quantized_lora(params: Train, directory: Path) -> tuple[Any, Any]:
     return build(params, directory, dtype, quantization, lora)
 
 
-def share_buffer() -> None:
-    """Let Unsloth's backward pass dequantize a matrix into the buffer that its forward pass keeps for that.
-
-    It would allocate another one: 112 MiB for Llama-3-8B at the moment of the largest activations. The values are the
-    same, and CUDA runs both in order.
-    """
-    from unsloth.kernels import fast_lora  # pyright: ignore
-
-    module: Any = fast_lora
-    module.fast_dequantize = partial(module.fast_dequantize, use_global_buffer=True)
-
-
 def unsloth_lora(
     params: Train, directory: Path, dtype: Any, quantization: Any, lora: dict[str, Any]
 ) -> tuple[Any, Any]:
@@ -79,6 +67,7 @@ def unsloth_lora(
     from unsloth import FastLanguageModel  # pyright: ignore
 
     share_buffer()
+    attend_at_once()
     unsloth: Any = FastLanguageModel
     checkpointing = "unsloth" if params.gradient_checkpointing else False
     model, tokenizer = unsloth.from_pretrained(

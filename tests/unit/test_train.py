@@ -38,7 +38,7 @@ def test_unsloth_without_a_card_or_an_installation_is_refused(monkeypatch: pytes
         check_backend(params())
 
 
-def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_code_and_one_buffer(
+def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_code_and_changed_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ):
     given: dict[str, Any] = {}
@@ -51,8 +51,12 @@ def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_co
     backward = SimpleNamespace(fast_dequantize=lambda weight, use_global_buffer=False: use_global_buffer)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=model))
     monkeypatch.setitem(sys.modules, "unsloth.kernels", SimpleNamespace(fast_lora=backward))
+    attention = SimpleNamespace(_TORCH_VARLEN_ATTN=None, _LEAN_VARLEN=False)
+    monkeypatch.setitem(sys.modules, "unsloth.utils", SimpleNamespace(attention_dispatch=attention))
     unsloth_lora(params(), Path("models/base"), torch.float16, None, {})
     assert backward.fast_dequantize(None)
+    assert attention._TORCH_VARLEN_ATTN
+    assert attention._LEAN_VARLEN
     assert given["name"] == str(Path.cwd() / "models" / "base")
     assert (given["local_files_only"], given["trust_remote_code"]) == (True, False)
 
