@@ -239,7 +239,7 @@ def repro(directory: Path, url: str, targets: list[str]) -> tuple[int, dict[str,
                 watch.phase = found[1]
                 began[found[1]] = time.monotonic()
         watch.stop()
-    ends = [*list(began.values())[1:], time.monotonic()]
+    ends = [*began.values(), time.monotonic()][1:]
     measured = {
         stage: {
             "wall_s": round(end - at, 1),
