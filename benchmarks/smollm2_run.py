@@ -147,8 +147,11 @@ def main() -> None:
     with serve(base["repo_id"], base["revision"], files, options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
         prepare(run, PROFILE, base, url)
-        measured = run_all(run, options.stages, url, options.variants)
+        found = run_all(run, options.stages, url, options.variants)
         server.shutdown()
+    log = options.directory / "measured.json"  # of all calls
+    measured = (json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}) | found
+    log.write_text(json.dumps(measured), encoding="utf-8")
     if (run / "metrics/compare.json").exists():
         keep(run)
         record(
