@@ -37,7 +37,7 @@ RUN = HERE / "runs/smollm2-135m"
 SEEDS = (1, 2, 3, 4)  # besides the profile's
 TRAINED = ("train", "merge", "quantize", "evaluate")
 QUANTIZED = ("quantize", "evaluate")
-MATRIX = {"imatrix_questions": 100}
+MATRIX = {"imatrix_questions": 100, "quant_types": ["Q4_0", "IQ4_NL"]}
 CARDS = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")  # the run takes the first, variants all in turn
 
 
