@@ -6,11 +6,11 @@
 Runs `train`'s own functions in a project whose stages `format` and `base` have run, such as a rehearsal's. One backend
 a process, because Unsloth replaces functions of TRL. --set changes parameters of the profile's section `train`. No
 checkpoint is written unless SAVE_STEPS says so. Without --batches the profile's own is measured. --attention measures
-each batch a second time from the same adapter, with one attention an example as Unsloth has it with torch 2.11 without
-`kernels.attend_at_once`.
+each batch a second time from the same adapter, without `kernels.split_examples`.
 """
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -66,16 +66,14 @@ def restore(model: Any, drawn: dict[str, Any]) -> None:
 
 
 @contextmanager
-def one_by_one() -> Generator[None]:
-    """Unsloth's attention as it is with torch 2.11: one example at a time."""
-    from unsloth.utils import attention_dispatch  # pyright: ignore
-
-    module: Any = attention_dispatch
-    module._TORCH_VARLEN_ATTN, kept = None, module._TORCH_VARLEN_ATTN
+def replaced(module: Any, name: str, value: Any) -> Generator[None]:
+    """Another value of a module's attribute."""
+    kept = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        module._TORCH_VARLEN_ATTN = kept
+        setattr(module, name, kept)
 
 
 def main() -> None:
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the card, in the figures' keys and the log's name")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--batches", default="", help="micro-batch x accumulation, comma-separated")
-    parser.add_argument("--attention", action="store_true", help="compare with one attention an example")
+    parser.add_argument("--attention", action="store_true", help="compare with Unsloth's own slices")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--warm-up", type=int, default=5)
     options = parser.parse_args()
@@ -98,6 +96,8 @@ def main() -> None:
     os.environ.setdefault("SAVE_STEPS", str(options.steps))
     os.chdir(options.project)
     check_backend(runs[0])
+    attention: Any = importlib.import_module("unsloth.utils.attention_dispatch") if options.attention else None
+    own = attention and attention._sdpa_packed_segments  # before `quantized_lora` replaces it
     train = read_rows(Path("data/formatted/train.jsonl"), Example)
 
     from transformers import set_seed
@@ -117,13 +117,13 @@ def main() -> None:
         figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         if options.attention:
             restore(model, drawn)
-            with one_by_one():
+            with replaced(attention, "_sdpa_packed_segments", own):
                 before = measure(params, model, tokenizer, train, options.warm_up)
             restore(model, drawn)
-            lines.append(f"{params.backend} {batch}, one attention an example: {json.dumps(before)}")
+            lines.append(f"{params.backend} {batch}, Unsloth's own slices: {json.dumps(before)}")
             print(lines[-1], flush=True)
             speedup = found["tokens_per_s"] / before["tokens_per_s"]
-            figures[f"{key}.speedup_over_previous"] = (round(speedup, 3), "of one attention an example")
+            figures[f"{key}.speedup_over_previous"] = (round(speedup, 3), "of Unsloth's own slices")
             for name in ("losses", "gradient_norms"):
                 pairs = zip(found[name], before[name], strict=True)
                 difference = max(abs(a - b) / abs(b) for a, b in pairs)

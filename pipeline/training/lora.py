@@ -10,7 +10,7 @@ from pipeline.core.files import sha256
 from pipeline.core.outputs import write_json
 from pipeline.models.manifest import ADAPTER, IDENTITY, Identity, Manifest
 from pipeline.sections.train import Train
-from pipeline.training.kernels import attend_at_once, share_buffer
+from pipeline.training.kernels import share_buffer, split_examples
 from pipeline.training.processes import rank
 
 CHECKPOINTING = {"use_reentrant": False}  # of gradients, with transformers: DDP needs it
@@ -67,7 +67,7 @@ def unsloth_lora(
     from unsloth import FastLanguageModel  # pyright: ignore
 
     share_buffer()
-    attend_at_once()
+    split_examples()
     unsloth: Any = FastLanguageModel
     checkpointing = "unsloth" if params.gradient_checkpointing else False
     model, tokenizer = unsloth.from_pretrained(

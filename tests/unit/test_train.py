@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.core.errors import Fail
 from pipeline.core.example import Example
 from pipeline.sections.train import Train
 from pipeline.training.checkpoints import save_steps
 from pipeline.training.fit import check_lengths
+from pipeline.training.kernels import by_example
 from pipeline.training.lora import check_backend, check_modules, unsloth_lora
 from pipeline.training.trainer import check_loss, columns, throughput
 from tests.conftest import ROOT, yaml
@@ -51,14 +53,42 @@ def test_unsloth_gets_a_path_that_it_cannot_take_for_a_repository_and_runs_no_co
     backward = SimpleNamespace(fast_dequantize=lambda weight, use_global_buffer=False: use_global_buffer)
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=model))
     monkeypatch.setitem(sys.modules, "unsloth.kernels", SimpleNamespace(fast_lora=backward))
-    attention = SimpleNamespace(_TORCH_VARLEN_ATTN=None, _LEAN_VARLEN=False)
+    attention = SimpleNamespace(_sdpa_packed_segments=None)
     monkeypatch.setitem(sys.modules, "unsloth.utils", SimpleNamespace(attention_dispatch=attention))
     unsloth_lora(params(), Path("models/base"), torch.float16, None, {})
     assert backward.fast_dequantize(None)
-    assert attention._TORCH_VARLEN_ATTN
-    assert attention._LEAN_VARLEN
+    assert attention._sdpa_packed_segments
     assert given["name"] == str(Path.cwd() / "models" / "base")
     assert (given["local_files_only"], given["trust_remote_code"]) == (True, False)
+
+
+def sliced(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], **options: Any) -> Any:
+    """What Unsloth does: a slice of the batch for each example."""
+    outs, start = list[torch.Tensor](), 0
+    for length in lengths:
+        part = (x[:, :, start : start + length] for x in (query, key, value))
+        outs.append(scaled_dot_product_attention(*part, is_causal=options["is_causal"], enable_gqa=True))
+        start += length
+    return torch.cat(outs, dim=2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_batch_split_into_its_examples_has_unsloths_attention_and_gradients(grouped: bool):
+    module = SimpleNamespace(_training_sdpa=scaled_dot_product_attention, _avoids_cudnn=lambda *_: False)
+    module._sdpa_takes_gqa = lambda *_: grouped
+    options = {"n_groups": 2, "is_causal": True, "sliding_window": None, "sdpa_kwargs": {}, "training": True}
+    lengths = [3, 1, 5]
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2)]
+    cotangent = torch.randn(1, 9, 4, 8)
+    expected, found = (attend(*states, lengths, **options) for attend in (sliced, by_example(module, sliced)))
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(out, states, cotangent, retain_graph=True) for out in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    for other in ({"sliding_window": 4}, {}):  # a window, and lengths that are not the batch's, are left to Unsloth
+        short = [3, 1] if not other else lengths
+        original = by_example(module, lambda *_, **__: "original")
+        assert original(*states, short, **options | other) == "original"
 
 
 @pytest.mark.parametrize(("names", "wrong"), [(["q_proj", "k_prj"], "k_prj"), (["proj"], "proj"), (["norm"], "norm")])
