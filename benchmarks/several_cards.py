@@ -191,8 +191,9 @@ def main() -> None:
             figures[f"train.ddp.loss_difference_{cards}"] = (round(difference, 6), "of a step's loss, the largest")
     lines = [f"{cards} cards: {json.dumps(found)}" for cards, found in results.items()]
     lines += [f"{key}: {value}" for key, (value, _) in figures.items()]
-    print("\n".join(lines))
-    if not tiny:
+    if tiny:
+        print("\n".join(lines))
+    else:
         record(figures, command, LOGS / "several_cards.log", text="\n".join(lines))
 
 
