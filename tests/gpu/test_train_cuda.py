@@ -1,6 +1,7 @@
 """On a CUDA card: both backends train the tiny base in float16, as a T4 must, on the answers alone, and agree."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def batch(project: Path, backend: str, **changes: Any) -> dict[str, Any]:
     """Ids and labels of the four examples of a batch, the loss of it and the norm of B's gradient."""
     choose(project, backend, per_device_train_batch_size=4, **changes)
     (project / "batch.py").write_text(BATCH)
-    done = run_command(project, "python3 batch.py", PYTHONPATH=str(project))
+    paths = os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH")]))
+    done = run_command(project, "python3 batch.py", PYTHONPATH=paths)
     assert done.returncode == 0, done.stderr
     return numbers(project / "batch.json")
 
