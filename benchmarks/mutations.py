@@ -3,7 +3,7 @@
 `python -m benchmarks.mutations` copies the project, runs the tests of mutations.txt on the code as it is, then once for
 every broken line. A line is caught when a test fails by an assertion, or because the pipeline refuses what it has to
 accept; any other failure, such as an import that fails, is an error of the table. `--only NAME` takes some promises;
-`--check` runs nothing and lists the rows whose files or texts are not there.
+`--check` runs nothing and lists the rows whose files, tests or texts are not there.
 """
 
 import argparse
@@ -51,11 +51,19 @@ def table() -> list[Mutation]:
     return rows
 
 
+def exists(directory: Path, test: str) -> bool:
+    """Whether the file of a pytest id is there, and in it each class and function that the id names."""
+    name, *parts = test.partition("[")[0].split("::")
+    path = directory / name
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.is_file() and all(re.search(rf"\b(class|def) {part}\b", text) for part in parts)
+
+
 def problem(directory: Path, row: Mutation) -> str:
     """Why a row cannot be tried in a copy of the project; "" if it can."""
-    missing = [test for test in row.tests if not (directory / test.partition("::")[0]).is_file()]
+    missing = [test for test in row.tests if not exists(directory, test)]
     if missing or not row.tests or not (directory / row.path).is_file():
-        return f"no file {missing[0] if missing else row.path}"
+        return f"there is no {missing[0] if missing else row.path}"
     count = (directory / row.path).read_text(encoding="utf-8").count(row.old)
     return "" if count == 1 and row.old != row.new else f"the text occurs {count} times"
 
@@ -114,7 +122,9 @@ def outcome(directory: Path, row: Mutation, **more: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="promises of the table")
-    parser.add_argument("--check", action="store_true", help="run no test: only look for files and texts of the table")
+    parser.add_argument(
+        "--check", action="store_true", help="run no test: only look for files, tests and texts of the table"
+    )
     options = parser.parse_args()
     rows = [row for row in table() if not options.only or row.promise in options.only]
     if options.check:

@@ -33,11 +33,12 @@ def scorer(shipped: Path) -> Iterator[Scorer]:
 
 @pytest.fixture(scope="session")
 def trainer(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`train`'s own trainer before its first step, on five of the micro profile's examples."""
+    """`train`'s own trainer before its first step, on five examples; the decision has the weight 4."""
     from pipeline.training.lora import quantized_lora
     from pipeline.training.trainer import build_trainer
 
-    params = Train.model_validate(yaml.load((micro / "params.yaml").read_text())["train"])
+    section = yaml.load((micro / "params.yaml").read_text())["train"]
+    params = Train.model_validate(section | {"decision_weight": 4.0})
     model, tokenizer = quantized_lora(params, micro / TINY_BASE)
     rows = examples(micro)[:5]
     built = build_trainer(params, model, tokenizer, rows, rows[:1], tmp_path_factory.mktemp("trainer"))
