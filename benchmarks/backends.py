@@ -16,10 +16,9 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ruamel.yaml import YAML
 
@@ -65,17 +64,6 @@ def restore(model: Any, drawn: dict[str, Any]) -> None:
             value.data = drawn[name].to(value.device, copy=True)
 
 
-@contextmanager
-def replaced(module: Any, name: str, value: Any) -> Generator[None]:
-    """Another value of a module's attribute."""
-    kept = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True)
@@ -106,7 +94,10 @@ def main() -> None:
     model, tokenizer = quantized_lora(runs[0], weights_directory(Path("models/base"), verify=False))
     figures: Figures = {}
     lines: list[str] = []
-    drawn = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    # In main memory, or it would count as VRAM of the training.
+    drawn = {
+        name: value.detach().to("cpu", copy=True) for name, value in model.named_parameters() if value.requires_grad
+    }
     for params in runs:
         found = measure(params, model, tokenizer, train, options.warm_up)
         batch = f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}"
@@ -117,7 +108,7 @@ def main() -> None:
         figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         if options.attention:
             restore(model, drawn)
-            with replaced(attention, "_sdpa_packed_segments", own):
+            with patch.object(attention, "_sdpa_packed_segments", own):
                 before = measure(params, model, tokenizer, train, options.warm_up)
             restore(model, drawn)
             lines.append(f"{params.backend} {batch}, Unsloth's own slices: {json.dumps(before)}")

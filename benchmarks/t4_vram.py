@@ -68,8 +68,6 @@ def run_variant(name: str, directory: Path, steps: int, tiny: bool) -> dict[str,
     import torch
     from transformers import set_seed
 
-    if limit and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(1.0)  # loading may take more
     if not shared:
         lora.share_buffer = lambda: None
     rows = read_rows(Path("data/formatted/train.jsonl"), Example)
@@ -79,7 +77,7 @@ def run_variant(name: str, directory: Path, steps: int, tiny: bool) -> dict[str,
     say(f"{name}: loading; the longest examples have {[len(row.input_ids) for row in longest]} tokens")
     model, tokenizer = lora.quantized_lora(params, weights_directory(Path("models/base"), verify=False))
     say(f"{name}: loaded")
-    if limit and torch.cuda.is_available():
+    if limit and torch.cuda.is_available():  # loading may take more
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     found = measure(params, model, tokenizer, rows if steps >= LONG else longest * 5 + others[:40], 3)
@@ -117,7 +115,11 @@ def main() -> None:
         environment = os.environ | VARIANTS[name][1]
         say(f"{name}: starting")
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.t4_vram", *given], cwd=ROOT, env=environment, stdout=-1, text=True
+            [sys.executable, "-m", "benchmarks.t4_vram", *given],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         found: dict[str, Any] = {}
         for line in process.stdout or ():
