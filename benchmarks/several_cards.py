@@ -1,4 +1,4 @@
-"""Measure training on several cards of one host: speed and loss on 1, 2 and 4, by the product's own way to start them.
+"""Measure training on several cards of one host: speed and loss on 1, 2 and 4, started as DVC starts `train`.
 
     python -m benchmarks.several_cards --tokenizer DIR --pubmedqa DIR --cards 1,2,4
     python -m benchmarks.several_cards ... --shape tiny --cards 1,2      to try it on a CPU, with gloo
@@ -179,6 +179,8 @@ def main() -> None:
         if found := train(directory, cards, tiny):
             results[cards] = found
             say(f"{cards} cards: {json.dumps(found)}")
+    if not results:
+        sys.exit("several_cards: no training finished; the reasons are above")
     least = results[min(results)]
     for cards, found in results.items():
         figures[f"train.ddp.{cards}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")

@@ -5,7 +5,7 @@
 
 The files have the types and shapes of Llama-3-8B, as the quantizer's dry run lists them, and blocks of random weights
 over and over: neither speed nor memory depends on the values. Each measurement has a process of its own. It creates
-the CUDA context, fills the card until --room-mib are free, then loads. The product's `ask` answers PubMedQA's longest
+the CUDA context, fills the card until --room-mib are free, then loads. `ask` answers PubMedQA's longest
 question there; the settings of RUN.md are measured beside it. Every figure is printed and recorded as soon as it is
 known.
 """
@@ -331,12 +331,13 @@ def main() -> None:
         note("type", small)
         note("file_mib", round(paths[small].stat().st_size / MIB), "MiB")
         whole = run("", small, room, 999, "small")
+        wrong: list[str] = []
         for name in (small, large):
             asked = alone(ask_there, paths[name], tuple(text), room)
             say(f"ask with {name}: {json.dumps(asked)}")
             error = (asked or {}).get("error", "")
             if room and (bool(error) != (name == large) or (error and paths[small].name not in error)):
-                say(f"NOT AS IT MUST BE: ask with {name}")
+                wrong.append(f"ask with {name} said: {error or 'an answer'}")
         load = small_load(N_CTX)
         fit = layers_that_fit(headers[large].tensors, shape, load, room * MIB) if room else shape.layers // 2
         offload = None
@@ -353,7 +354,9 @@ def main() -> None:
     if options.shape != "tiny":
         record(figures, command, LOGS / "small_card.log")
     if not whole:
-        sys.exit(f"small_card: {small} did not fit {room} MiB")
+        wrong.append(f"{small} did not fit {room} MiB")
+    if wrong:
+        sys.exit(f"small_card: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":
