@@ -162,7 +162,7 @@ def measure(directory: Path, data_seed: int, train_seed: int, train: dict[str, A
     records = json.loads((directory / "data" / "raw" / "ori_pqal.json").read_text(encoding="utf-8"))
     test = read_rows(directory / "data" / "formatted" / "test.jsonl", Question)
     same = [first.prediction == second.prediction for first, second in zip(tuned["chat"], merged["chat"], strict=True)]
-    with Scorer(gguf, min(N_CTX, 2048), "close other programs") as scorer:
+    with Scorer(gguf, N_CTX, "close other programs") as scorer:
         written = conclusions(scorer, test, records)
         same_ids = same_token_ids(scorer, test)
     return {

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from llama_cpp import llama_supports_gpu_offload
 
 from pipeline.commands import ask
 from pipeline.core.errors import Fail
@@ -51,8 +52,8 @@ def test_a_file_that_may_fit_is_not_refused(gguf: Path, monkeypatch: pytest.Monk
     assert "N_GPU_LAYERS=" in card.check_room(gguf, LOAD, layers)
 
 
-def test_without_a_card_there_is_no_room_to_check():
-    assert card.free_memory() is None
+def test_room_is_checked_if_and_only_if_llama_cpp_uses_a_card():
+    assert (card.free_memory() is not None) == llama_supports_gpu_offload()
 
 
 def test_ask_refuses_before_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
