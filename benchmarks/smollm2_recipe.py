@@ -186,14 +186,15 @@ def main() -> None:
     kept = dataset.records.keys() - dataset.test
     labels = {pmid: LABELS.index(dataset.records[pmid].final_decision) for pmid in kept}
     trainings, base = read(given.answers)
-    reference = collect(trainings[REFERENCE], "merged")
+    reference = {kind: collect(trainings[REFERENCE], kind) for kind in ("merged", "nf4")}
     every = [record for records in trainings.values() for record in records]
     configurations: dict[str, Any] = {}
     for config, records in trainings.items():
         row = spread(records, labels)
         row |= {kind: measures(collect(records, kind), labels) for kind in ("merged", "nf4")}
         if config != REFERENCE:
-            row["minus_reference"] = compare(collect(records, "merged"), reference, labels)
+            row["minus_reference"] = compare(collect(records, "merged"), reference["merged"], labels)
+            row["nf4_minus_reference"] = compare(collect(records, "nf4"), reference["nf4"], labels)
         configurations[config] = row
     pmids = [pmid for record in every for pmid in record["merged"]]
     sides = [np.array([record[kind][p] for record in every for p in record["merged"]]) for kind in ("nf4", "merged")]
