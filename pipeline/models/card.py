@@ -25,25 +25,21 @@ def free_memory() -> int | None:
     return sum(found) if found else None
 
 
-def vram(gguf: Path, load: Load, layers: int | None = None) -> int:
-    """Bytes that a GGUF takes on a card; raises `Fail`, or KeyError if it is no dense model."""
-    header = read_header(gguf)
-    return gguf_vram(header.tensors, Shape.of_gguf(header), load, layers)
-
-
 def fitting(gguf: Path, load: Load, free: int) -> str | None:
     """The options of `ask` with which the largest file beside `gguf`, or in a directory there, fits `free` bytes."""
     found: list[tuple[int, bool, str]] = []
     for path in {*gguf.parent.glob("*.gguf"), *gguf.parent.glob("*/*.gguf")}:
+        try:
+            header = read_header(path)
+            shape = Shape.of_gguf(header)
+        except (KeyError, Fail):  # such as an importance matrix
+            continue
         for cache_type in {load.cache_type, "q8_0"}:
-            try:
-                needed = vram(path, load._replace(cache_type=cache_type, flash_attention=cache_type == "q8_0"))
-            except (KeyError, Fail):  # such as an importance matrix
-                continue
             same = cache_type == load.cache_type
-            options = [f"the smaller file, --gguf {path}"] * (path != gguf) + [f"--cache-type {cache_type}"] * (
-                not same
-            )
+            changed = load._replace(cache_type=cache_type, flash_attention=cache_type == "q8_0")
+            needed = gguf_vram(header.tensors, shape, changed)
+            options = [f"the smaller file, --gguf {path}"] if path != gguf else []
+            options += [] if same else [f"--cache-type {cache_type}"]
             if needed <= free and options:
                 text = f"{' with '.join(options)}, which takes about {needed / MIB:,.0f} MiB"
                 found.append((path.stat().st_size, same, text))
@@ -63,11 +59,13 @@ def check_room(gguf: Path, load: Load, layers: int) -> str:
         shape = Shape.of_gguf(header)
     except KeyError:  # the arithmetic holds for dense models only
         return remedy
+    needed = gguf_vram(header.tensors, shape, load, layers)
+    if needed <= free:
+        return remedy
     fit = layers_that_fit(header.tensors, shape, load, free)
     remedy = f"set N_GPU_LAYERS={fit}, which leaves the other layers in main memory, or close other programs"
     if options := fitting(gguf, load, free):
         remedy = f"use {options}; or {remedy}"
-    needed = gguf_vram(header.tensors, shape, load, layers)
     if needed - compute_size(shape, load) > free:
         raise Fail(
             f"{gguf} takes about {needed / MIB:,.0f} MiB on the card, and {free / MIB:,.0f} MiB are free; {remedy}"
