@@ -42,7 +42,8 @@ def kill_training(project: Path, step: int) -> Path:
     return kill(project, "train", f"*/checkpoint-{step}/{COMPLETE}", SAVE_STEPS=str(step)).parent
 
 
-@pytest.mark.parametrize("longer", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["3 steps", "2 epochs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("longer", [False, True], ids=["3 steps", "2 epochs"])
 def test_a_killed_training_goes_on_and_ends_the_same(micro: Path, project: Path, tmp_path: Path, longer: bool) -> None:
     whole, step, steps = micro, 1, 3
     if longer:
