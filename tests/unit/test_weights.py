@@ -265,9 +265,9 @@ class TestDirectory:
     def test_what_is_no_whole_safetensors_file_is_refused(self, tmp_path: Path, body: bytes):
         write(tmp_path, {"a.safetensors": body})
         with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated"):
-            read_header(tmp_path / "a.safetensors")
-        with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated"):
             check_whole([tmp_path / "a.safetensors"])
+        with pytest.raises(Fail, match=r"a\.safetensors is missing, truncated"):
+            read_header(tmp_path / "a.safetensors")
 
 
 class TestProcess:
