@@ -20,6 +20,15 @@ def test_an_answer_off_topic_or_without_two_to_one_odds_is_unsure(yes: float, no
     assert len(ask.doubts({"yes": math.log(yes), "no": math.log(no), "maybe": math.log(maybe)})) == count
 
 
+def test_the_labels_share_their_own_probability_and_the_likeliest_is_first():
+    found = ask.shares({"yes": math.log(0.1), "no": math.log(0.2), "maybe": math.log(0.1)})
+    assert list(found.items()) == [
+        ("no", pytest.approx(0.5)),
+        ("yes", pytest.approx(0.25)),
+        ("maybe", pytest.approx(0.25)),
+    ]
+
+
 @pytest.mark.parametrize(("size", "same", "hashed"), [(5, True, 1), (5, False, 1), (6, True, 0)])
 def test_figures_are_quoted_only_of_the_file_that_was_measured_and_another_size_is_not_hashed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, same: bool, hashed: int
