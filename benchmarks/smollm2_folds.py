@@ -73,7 +73,7 @@ def split(examples: list[Example], seed: int) -> list[list[Example]]:
 def parameters(config: Config, seed: int, examples: int) -> Train:
     """The profile's section `train` with this configuration."""
     changes = {key: value for key, value in asdict(config).items() if key in PROFILE["train"]}
-    changes |= {"seed": seed, "per_device_train_batch_size": config.batch}
+    changes |= {"seed": seed, "per_device_train_batch_size": config.batch, "decision_weight": config.decision}
     changes["max_steps"] = config.epochs * -(-examples // config.batch)
     return Train.model_validate(PROFILE["train"] | changes)
 

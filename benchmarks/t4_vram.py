@@ -29,33 +29,23 @@ from pipeline.sections.train import Train
 from pipeline.training import lora
 
 LONG = 60  # steps, from which on all examples are used
-LIMIT = 5.12  # GiB: 5.5 GB
-ROWS = "UNSLOTH_FUSED_LINEAR_MIN_ROWS"  # tokens of the answers whose logits are held at once; 0: Unsloth's own choice
-ALLOC = "PYTORCH_ALLOC_CONF"
 PAGED = {"optim": "paged_adamw_8bit"}
 ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-# Parameters of the section train, environment, whether the buffer is shared, and the limit of the allocator in GiB.
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str], bool, float | None]] = {
-    "previous": ({}, {ROWS: "0"}, False, None),
-    "shared_buffer": ({}, {ROWS: "0"}, True, None),
-    "now": ({}, {}, True, None),
-    "now_expandable": ({}, {ALLOC: "expandable_segments:True"}, True, None),
-    "now_not_expandable": ({}, {ALLOC: "expandable_segments:False"}, True, None),
-    "now_one_buffer": ({}, {"UNSLOTH_DISABLE_DOUBLE_BUFFER": "1"}, True, None),
-    "now_paged": (PAGED, {}, True, None),
-    "now_1x8": (ONE, {}, True, None),
-    "now_1x8_paged": (ONE | PAGED, {}, True, None),
-    "now_limited": ({}, {}, True, LIMIT),
-    "previous_limited": ({}, {ROWS: "0"}, False, LIMIT),
-    "previous_1x8": (ONE, {ROWS: "0"}, False, None),
-    "previous_paged": (PAGED, {ROWS: "0"}, False, None),
-    "previous_expandable": ({}, {ROWS: "0", ALLOC: "expandable_segments:True"}, False, None),
+# Parameters of the section train, and environment; `previous` is without the changes of pipeline/training/kernels.py.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "previous": ({}, {}),
+    "now": ({}, {}),
+    "now_paged": (PAGED, {}),
+    "now_1x8": (ONE, {}),
+    "now_1x8_paged": (ONE | PAGED, {}),
+    "now_expandable": ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+    "now_64_rows": ({}, {"UNSLOTH_FUSED_LINEAR_MIN_ROWS": "64"}),  # of the answers, whose logits are held at once
 }
 
 
 def run_variant(name: str, directory: Path, steps: int, tiny: bool) -> dict[str, Any]:
     """Train with one variant in this process, whose environment is the variant's."""
-    changes, _, shared, limit = VARIANTS[name]
+    changes, _ = VARIANTS[name]
     profile: Any = YAML(typ="safe").load(ROOT / "profiles" / "llama3-8b-t4.yaml")
     values = profile["train"] | changes | {"max_steps": steps}
     if tiny:
@@ -68,8 +58,8 @@ def run_variant(name: str, directory: Path, steps: int, tiny: bool) -> dict[str,
     import torch
     from transformers import set_seed
 
-    if not shared:
-        lora.share_buffer = lambda: None
+    if name == "previous":
+        lora.share_buffer = lora.split_examples = lambda: None
     rows = read_rows(Path("data/formatted/train.jsonl"), Example)
     longest = sorted(rows, key=lambda row: -len(row.input_ids))[:8]
     others = [row for row in rows if row not in longest]
@@ -77,9 +67,6 @@ def run_variant(name: str, directory: Path, steps: int, tiny: bool) -> dict[str,
     say(f"{name}: loading; the longest examples have {[len(row.input_ids) for row in longest]} tokens")
     model, tokenizer = lora.quantized_lora(params, weights_directory(Path("models/base"), verify=False))
     say(f"{name}: loaded")
-    if limit and torch.cuda.is_available():  # loading may take more
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(limit * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     found = measure(params, model, tokenizer, rows if steps >= LONG else longest * 5 + others[:40], 3)
     if torch.cuda.is_available():
         settings: Any = torch.cuda.memory._snapshot().get("allocator_settings", {})  # pyright: ignore

@@ -25,7 +25,7 @@ LAUNCHER = "LAUNCHER_PID"  # in the environment of a training process: pipeline.
 TRAINING = {"pretrain", "train"}  # stages
 LOCK_SECONDS = 10  # what a killed run left behind is gone by then
 ENVIRONMENT = {
-    # A waiting OpenMP thread spins for some microseconds, then sleeps. Without a limit, a training step takes 3 to 24
+    # A waiting OpenMP thread spins for some microseconds, then sleeps. Without a limit, a training step takes many
     # times as long on a busy machine; with no spinning at all (OMP_WAIT_POLICY=PASSIVE), the many short operations of a
     # small model wait for threads to wake up.
     "GOMP_SPINCOUNT": "1000",

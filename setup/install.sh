@@ -54,7 +54,7 @@ if [ -n "${GPU:-}" ]; then
     [ "${compiler:-0}" -le "$cuda" ] ||
         fail "nvcc is of CUDA $compiler and driver $driver runs no more than CUDA $cuda; install a newer driver, or" \
             "the CUDA toolkit, version $cuda, and put its nvcc first in PATH"
-    # Scoring switches flash attention off, and its kernels are the longest to compile.
+    # Scoring uses flash attention only with a cache in q8_0 (docs/files.md), and its kernels are the longest to compile.
     llama_cpp_options+=" -DGGML_CUDA=ON -DGGML_CUDA_FA=OFF -DCMAKE_CUDA_ARCHITECTURES=${capability/./}"
 fi
 

@@ -170,14 +170,15 @@ def main(
     if not question:
         raise Fail('the question is empty; put it in quotation marks: python -m pipeline ask "Does ...?"')
     abstract = read_context(context) if context else None
-    about = read_header(gguf).metadata
+    header = read_header(gguf)
+    about = header.metadata
     if SYSTEM_PROMPT not in about:
         raise Fail(f"{gguf} does not say which system prompt it was trained with; use a file that `dvc repro` made")
     figures = ThreadPoolExecutor(1).submit(figures_of, gguf)  # hashes a large file while llama.cpp loads it
     n_ctx = min(N_CTX, about[f"{about['general.architecture']}.context_length"])
     flash = cache_type == "q8_0"
     load = Load(n_ctx, N_UBATCH, cache_type, flash_attention=flash, n_outputs=1 + MAX_TAILS)  # as Scorer does
-    remedy = check_room(gguf, load, number("N_GPU_LAYERS", 999))
+    remedy = check_room(gguf, header, load, number("N_GPU_LAYERS", 999))
     with Scorer(gguf, n_ctx, remedy, cache_type) as scorer:
         tokens, choices = encode(scorer, about[SYSTEM_PROMPT], question, abstract)
         scores, _ = scorer.score(tokens, choices)

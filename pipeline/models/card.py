@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 from pipeline.core.errors import Fail
-from pipeline.models.gguf_header import read_header
+from pipeline.models.gguf_header import Header, read_header
 from pipeline.models.memory import MIB, Load, Shape, compute_size, gguf_vram, layers_that_fit
 
 GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU of ggml-backend.h: a card with memory of its own
@@ -26,35 +26,27 @@ def free_memory() -> int | None:
 
 
 def fitting(gguf: Path, load: Load, free: int) -> str | None:
-    """The options of `ask` with which the largest file beside `gguf`, or in a directory there, fits `free` bytes."""
-    found: list[tuple[int, bool, str]] = []
-    for path in {*gguf.parent.glob("*.gguf"), *gguf.parent.glob("*/*.gguf")}:
+    """The largest file beside `gguf`, or in a directory there, that fits `free` bytes, and what it takes."""
+    found: list[tuple[int, str]] = []
+    for path in {*gguf.parent.glob("*.gguf"), *gguf.parent.glob("*/*.gguf")} - {gguf}:
         try:
             header = read_header(path)
-            shape = Shape.of_gguf(header)
+            needed = gguf_vram(header.tensors, Shape.of_gguf(header), load)
         except (KeyError, Fail):  # such as an importance matrix
             continue
-        for cache_type in {load.cache_type, "q8_0"}:
-            same = cache_type == load.cache_type
-            changed = load._replace(cache_type=cache_type, flash_attention=cache_type == "q8_0")
-            needed = gguf_vram(header.tensors, shape, changed)
-            options = [f"the smaller file, --gguf {path}"] if path != gguf else []
-            options += [] if same else [f"--cache-type {cache_type}"]
-            if needed <= free and options:
-                text = f"{' with '.join(options)}, which takes about {needed / MIB:,.0f} MiB"
-                found.append((path.stat().st_size, same, text))
-    return max(found)[2] if found else None
+        if needed <= free:
+            found.append((path.stat().st_size, f"--gguf {path}, which takes about {needed / MIB:,.0f} MiB"))
+    return max(found)[1] if found else None
 
 
-def check_room(gguf: Path, load: Load, layers: int) -> str:
+def check_room(gguf: Path, header: Header, load: Load, layers: int) -> str:
     """What to do if `gguf` with so many layers finds no memory; raises `Fail` if it certainly finds none on the card.
 
     Its weights and its cache alone are compared with what is free, because the rest is an estimate.
     """
     remedy, free = "close other programs, or set N_GPU_LAYERS=0 to use main memory", free_memory()
-    if not free or not layers:
+    if free is None or not layers:
         return remedy
-    header = read_header(gguf)
     try:
         shape = Shape.of_gguf(header)
     except KeyError:  # the arithmetic holds for dense models only
@@ -64,8 +56,8 @@ def check_room(gguf: Path, load: Load, layers: int) -> str:
         return remedy
     fit = layers_that_fit(header.tensors, shape, load, free)
     remedy = f"set N_GPU_LAYERS={fit}, which leaves the other layers in main memory, or close other programs"
-    if options := fitting(gguf, load, free):
-        remedy = f"use {options}; or {remedy}"
+    if smaller := fitting(gguf, load, free):
+        remedy = f"use the smaller file, {smaller}; or {remedy}"
     if needed - compute_size(shape, load) > free:
         raise Fail(
             f"{gguf} takes about {needed / MIB:,.0f} MiB on the card, and {free / MIB:,.0f} MiB are free; {remedy}"

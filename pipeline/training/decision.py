@@ -3,13 +3,12 @@
 from typing import Any
 
 
-def weigh_decision(model: Any, weight: float) -> list[Any]:
+def weigh_decision(model: Any, weight: float) -> None:
     """Multiply the gradient of the loss on each answer's first token by `weight`; `model` is PEFT's.
 
     The output head is frozen, so to scale the gradient at the hidden state that predicts a token is to scale the loss
     on that token, whatever computes it (TRL's chunks, Unsloth's fused kernel). A step's loss stays divided by the
     number of its answers' tokens, so micro-batches and cards do not matter. The logged loss is without the weight.
-    Returns the handles that remove it again.
     """
     import torch
 
@@ -38,5 +37,5 @@ def weigh_decision(model: Any, weight: float) -> list[Any]:
             output.last_hidden_state = Scale.apply(output.last_hidden_state, weights)
         return output
 
-    decoder = model.get_base_model().model
-    return [model.register_forward_pre_hook(remember, with_kwargs=True), decoder.register_forward_hook(scale)]
+    model.register_forward_pre_hook(remember, with_kwargs=True)
+    model.get_base_model().model.register_forward_hook(scale)

@@ -10,6 +10,7 @@ from pipeline.core.files import sha256
 from pipeline.core.outputs import write_json
 from pipeline.models.manifest import ADAPTER, IDENTITY, Identity, Manifest
 from pipeline.sections.train import Train
+from pipeline.training.decision import weigh_decision
 from pipeline.training.kernels import share_buffer, split_examples
 from pipeline.training.processes import rank
 
@@ -31,8 +32,6 @@ def check_backend(params: Train) -> None:
             f"params.yaml: {params.section}.backend: unsloth needs a CUDA card, and torch finds none; set it to trl"
         )
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    if params.gradient_checkpointing:  # memory counts: logits of 64 tokens of the answers at a time, not of 512
-        os.environ.setdefault("UNSLOTH_FUSED_LINEAR_MIN_ROWS", "64")
     # Unsloth writes generated code into the working directory unless it is given another place.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medical-reasoner" / "unsloth"))
     try:
@@ -57,7 +56,10 @@ def quantized_lora(params: Train, directory: Path) -> tuple[Any, Any]:
     )
     lora = params.model_dump(include={"r", "lora_alpha", "lora_dropout", "target_modules"})
     build = unsloth_lora if params.backend == "unsloth" else trl_lora
-    return build(params, directory, dtype, quantization, lora)
+    model, tokenizer = build(params, directory, dtype, quantization, lora)
+    if params.decision_weight != 1:
+        weigh_decision(model, params.decision_weight)
+    return model, tokenizer
 
 
 def unsloth_lora(

@@ -13,7 +13,6 @@ from pipeline.core.example import Example
 from pipeline.core.outputs import write_json
 from pipeline.sections.train import Train
 from pipeline.training.checkpoints import COMPLETE, digests, save_steps
-from pipeline.training.decision import weigh_decision
 from pipeline.training.lora import CHECKPOINTING
 from pipeline.training.processes import processes, rank
 
@@ -96,8 +95,6 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if params.decision_weight != 1:
-        weigh_decision(trainer.model, params.decision_weight)
     return trainer
 
 

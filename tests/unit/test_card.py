@@ -8,6 +8,7 @@ from llama_cpp import llama_supports_gpu_offload
 from pipeline.commands import ask
 from pipeline.core.errors import Fail
 from pipeline.models import card
+from pipeline.models.gguf_header import read_header
 from pipeline.models.memory import MIB, Load, Shape
 from pipeline.models.sizes import write_sparse
 from tests.tables import write_gguf
@@ -29,10 +30,10 @@ def gguf(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("free", "words"),
     [
-        (440, ["takes about 531 MiB", "440 MiB are free", "use --cache-type q8_0, which", "N_GPU_LAYERS=7"]),
+        (440, ["takes about 531 MiB", "440 MiB are free", "quantized/small.gguf, which", "N_GPU_LAYERS=7"]),
         (400, ["use the smaller file, --gguf ", "quantized/small.gguf, which", "set N_GPU_LAYERS="]),
-        (300, ["quantized/small.gguf with --cache-type q8_0, which", "N_GPU_LAYERS="]),
         (100, ["large.gguf takes about", "set N_GPU_LAYERS=0"]),
+        (0, ["0 MiB are free", "set N_GPU_LAYERS=0"]),
     ],
 )
 def test_a_file_that_cannot_fit_names_a_smaller_one_that_does(
@@ -40,16 +41,15 @@ def test_a_file_that_cannot_fit_names_a_smaller_one_that_does(
 ):
     monkeypatch.setattr(card, "free_memory", lambda: free * MIB)
     with pytest.raises(Fail) as raised:
-        card.check_room(gguf, LOAD, 999)
+        card.check_room(gguf, read_header(gguf), LOAD, 999)
     assert [word for word in words if word not in str(raised.value)] == [], raised.value
-    assert ("small.gguf" in str(raised.value)) == (free in (300, 400))
-    assert "--cache-type" not in str(raised.value) or free != 400
+    assert ("small.gguf" in str(raised.value)) == (free >= 400)
 
 
 @pytest.mark.parametrize(("free", "layers"), [(100, 0), (None, 999), (1000, 999), (200, 1)])
 def test_a_file_that_may_fit_is_not_refused(gguf: Path, monkeypatch: pytest.MonkeyPatch, free: int | None, layers: int):
-    monkeypatch.setattr(card, "free_memory", lambda: free and free * MIB)
-    assert "N_GPU_LAYERS=" in card.check_room(gguf, LOAD, layers)
+    monkeypatch.setattr(card, "free_memory", lambda: None if free is None else free * MIB)
+    assert "N_GPU_LAYERS=" in card.check_room(gguf, read_header(gguf), LOAD, layers)
 
 
 def test_room_is_checked_if_and_only_if_llama_cpp_uses_a_card():
