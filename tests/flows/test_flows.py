@@ -147,6 +147,7 @@ def test_2_to_5_after_a_type_is_added_or_removed(team: Team, types: list[str], t
     assert files(fourth).keys() == set(types)
 
 
+@pytest.mark.slow
 def test_one_file_among_several_is_pulled_alone(team: Team, tmp_path: Path) -> None:
     clone, path = team.machine(tmp_path / "clone"), "models/quantized/medical-reasoner-IQ3_XS.gguf"
     output_of(clone, f"dvc pull {path}", **CREDENTIALS)

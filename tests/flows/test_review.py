@@ -30,7 +30,7 @@ TRAINED = "train, merge, quantize, evaluate, reference, generate, report"
 @pytest.mark.parametrize(
     ("edits", "stale"),
     [
-        ({"params.yaml": ("lora_alpha: 16", "lora_alpha: 32")}, TRAINED),
+        pytest.param({"params.yaml": ("lora_alpha: 16", "lora_alpha: 32")}, TRAINED, marks=pytest.mark.slow),
         (
             {
                 "metrics/baseline.json": ('"majority"', '"most"'),
@@ -64,7 +64,9 @@ def test_a_change_is_judged_and_told_with_make_from_git_alone(tmp_path: Path) ->
     write(project, table(range(60)), table(range(100)))
     refused = run_command(project, "make gate MAIN=main")
     assert refused.returncode != 0
-    assert refused.stderr.startswith("gate: failed: the tuned model is worse than main: -10.0")
+    said, *by_make = refused.stderr.splitlines()
+    assert said.startswith("gate: failed: the tuned model is worse than main: -10.0")
+    assert (refused.stdout, len(by_make)) == ("", 1)
 
     git(project, "switch", "--quiet", "main", "--force")
     write_json(project / "metrics/compare.json", FLAT)

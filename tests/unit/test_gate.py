@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,16 +183,6 @@ def test_a_shallow_clone_lacks_the_main_branch_and_the_command_that_it_names_bri
     fetch = re.findall(r"`(git fetch [^`]*)`", str(error.value))[0]
     subprocess.run([*fetch.split(), "--quiet", "--depth=1"], check=True, capture_output=True)
     assert "worse than origin/main" in judge("origin/main").sentence
-
-
-def test_the_command_says_why_in_one_line_and_its_status_tells(project: Path) -> None:
-    command = [sys.executable, "-m", "pipeline", "gate", "main"]
-    for wrong, status, start in ((60, 1, "gate: failed: "), (40, 0, "gate: passed: ")):
-        write(project, table(range(wrong)), BASE_TABLE)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == status
-        (line,) = (done.stdout + done.stderr).splitlines()
-        assert line.startswith(start)
 
 
 # The comment

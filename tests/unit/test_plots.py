@@ -1,5 +1,6 @@
 """The plots of dvc.yaml are drawn, and drawn with no network, from files of the shapes that the stages write."""
 
+import contextlib
 import json
 import os
 import random
@@ -67,10 +68,8 @@ def write_metrics(directory: Path, vram: float = 5000.0) -> None:
         write_csv(directory / f"{phase}_memory.csv", columns, memory)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC project with this one's dvc.yaml, configuration and templates, and synthetic metrics."""
-    monkeypatch.chdir(tmp_path)
+def write_project() -> None:
+    """Make the working directory a DVC project with this one's dvc.yaml and templates, and made-up metrics."""
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     shutil.copyfile(ROOT / "profiles/micro.yaml", "params.yaml")  # dvc.yaml names parameters
     shutil.copytree(ROOT / ".dvc/plots", ".dvc/plots", ignore=shutil.ignore_patterns("*.html"))
@@ -79,6 +78,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture = Path("metrics/pictures/accuracy.svg")
     picture.parent.mkdir()
     picture.write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Such a project, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_project()
     return tmp_path
 
 
@@ -90,8 +96,31 @@ def specs() -> dict[str, dict[str, Any]]:
     return {name: plot["content"] for name, plot in shown.items() if plot["type"] == "vega"}
 
 
-def drawn() -> dict[str, str]:
-    return {name: vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE) for name, spec in specs().items()}
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """`specs` of such a project."""
+    with contextlib.chdir(tmp_path_factory.mktemp("plots")):
+        write_project()
+        return specs()
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """`specs` where every answer is right, and no VRAM, validation loss or 16-bit model was measured."""
+    with contextlib.chdir(tmp_path_factory.mktemp("plots")):
+        write_project()
+        write_metrics(Path("metrics"), vram=0.0)
+        Path("metrics/train_log.csv").write_text("step,loss,learning_rate,grad_norm\n1,2.5,0.1,1.0\n2,1.5,0.1,1.0\n")
+        rows = model(1.0, 1)
+        wrong = [row._replace(protocol="lm_eval", greedy="", prediction="no") for row in rows]
+        wrong = [Prediction(*row[:3], (-2.0, -0.5, -2.0), *row[4:]) for row in wrong]
+        write_predictions(Path("metrics/predictions/tuned.csv"), [*rows, *wrong])
+        write_predictions(Path("metrics/predictions/merged.csv"), [])
+        return specs()
+
+
+def draw(spec: dict[str, Any]) -> str:
+    return vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
 
 
 def with_revisions(spec: dict[str, Any], revisions: int) -> dict[str, Any]:
@@ -103,8 +132,8 @@ def with_revisions(spec: dict[str, Any], revisions: int) -> dict[str, Any]:
     return filled
 
 
-def test_every_plot_is_drawn_and_says_what_its_data_are(project: Path) -> None:
-    svgs = drawn()
+def test_every_plot_is_drawn_and_says_what_its_data_are(filled: dict[str, dict[str, Any]]) -> None:
+    svgs = {name: draw(spec) for name, spec in filled.items()}
     assert svgs.keys() == PLOTS.keys()
     for name, svg in svgs.items():
         assert f"data: {'none' if 'pretrain' in name else 'simulated'}" in svg, name
@@ -115,35 +144,25 @@ def test_every_plot_is_drawn_and_says_what_its_data_are(project: Path) -> None:
     assert svgs["metrics/train_memory.csv"].count(LINE) == 3
 
 
-def test_plots_of_three_revisions_name_or_colour_each(project: Path) -> None:
-    for name, spec in specs().items():
-        svg = vl_convert.vegalite_to_svg(with_revisions(spec, 3), vl_version=VEGA_LITE)
+def test_plots_of_three_revisions_name_or_colour_each(filled: dict[str, dict[str, Any]]) -> None:
+    for name, spec in filled.items():
+        svg = draw(with_revisions(spec, 3))
         assert all(f">rev{number}<" in svg for number in range(3)), name
 
 
-def test_confusion_shows_cells_without_questions_and_no_other_protocol(project: Path) -> None:
-    path = Path("metrics/predictions/tuned.csv")
-    rows = model(1.0, 1)
-    others = [row._replace(protocol="lm_eval", greedy="", prediction="no") for row in rows]
-    others = [Prediction(*row[:3], (-2.0, -0.5, -2.0), *row[4:]) for row in others]
-    write_predictions(path, [*rows, *others])
-    svg = drawn()[str(path)]
+def test_confusion_shows_cells_without_questions_and_no_other_protocol(others: dict[str, dict[str, Any]]) -> None:
+    svg = draw(others["metrics/predictions/tuned.csv"])
     assert svg.count(">0 (0%)<") == 6
     assert all(f">{count} (100%)<" in svg for count in (276, 169, 55))
 
 
-def test_no_vram_is_no_panel_and_no_validation_loss_no_line(project: Path) -> None:
-    write_metrics(Path("metrics"), vram=0.0)
-    log = Path("metrics/train_log.csv")
-    log.write_text("step,loss,learning_rate,grad_norm\n1,2.5,0.1,1.0\n2,1.5,0.1,1.0\n")
-    svgs = drawn()
-    assert svgs["metrics/train_memory.csv"].count(LINE) == 1
-    assert svgs["metrics/train_log.csv"].count(LINE) == 3
+def test_no_vram_is_no_panel_and_no_validation_loss_no_line(others: dict[str, dict[str, Any]]) -> None:
+    assert draw(others["metrics/train_memory.csv"]).count(LINE) == 1
+    assert draw(others["metrics/train_log.csv"]).count(LINE) == 3
 
 
-def test_a_model_that_was_not_measured_leaves_the_other_plots_alone(project: Path) -> None:
-    write_predictions(Path("metrics/predictions/merged.csv"), [])
-    assert drawn().keys() == PLOTS.keys() - {"metrics/predictions/merged.csv"}
+def test_a_model_that_was_not_measured_leaves_the_other_plots_alone(others: dict[str, dict[str, Any]]) -> None:
+    assert others.keys() == PLOTS.keys() - {"metrics/predictions/merged.csv"}
 
 
 def test_the_page_holds_its_library_and_loads_nothing_and_dvc_fills_it_too(project: Path) -> None:
@@ -156,6 +175,7 @@ def test_the_page_holds_its_library_and_loads_nothing_and_dvc_fills_it_too(proje
     assert not re.search(r"{plot_divs}|<script src|cdn", page)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
 def test_a_browser_with_no_network_draws_every_plot(project: Path) -> None:
     plots.main()
@@ -167,6 +187,7 @@ def test_a_browser_with_no_network_draws_every_plot(project: Path) -> None:
     assert dom.count('class="marks"') == len(PLOTS)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_in_one_line(project: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "plots"]
     with subprocess.Popen(

@@ -16,6 +16,7 @@ from pipeline.reporting.comparison import NO_RELEASE, SIMULATED, points
 from pipeline.reporting.release import has_llama_3_turns
 from pipeline.scoring.measures import Interval
 from pipeline.scoring.protocols import user
+from pipeline.stages import report
 from tests.conftest import output_of
 from tests.tables import CHAT_TEMPLATE, DATA, SOURCE, WEIGHTS, make_report, write_gguf, write_inputs, write_values
 
@@ -35,7 +36,10 @@ class Made:
 
     def __init__(self, directory: Path, gguf: dict[str, Any] | None = None, **values: Any) -> None:
         self.directory, self.release = directory, directory / "release"
-        with contextlib.chdir(directory):  # to its params.yaml
+        with contextlib.chdir(directory), pytest.MonkeyPatch.context() as patch:  # to its params.yaml
+            if gguf or values:  # the pictures take most of the time, and `simulated` has them
+                patch.setattr(report, "png", lambda _: b"")
+                patch.setattr(report, "write_svgs", lambda *_: None)
             write_inputs(directory)
             write_values(directory, **values)
             if gguf:
