@@ -4,7 +4,8 @@ import hashlib
 import json
 import sys
 import tomllib
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def run_key(params: dict[str, Any], inputs: list[Path], extras: list[str], devic
 def installed(extras: list[str]) -> dict[str, str]:
     """Package -> installed version of the packages in `extras`, those that are not installed left out."""
     pins = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    names = {pin.partition("==")[0] for extra in extras for pin in pins[extra]}
-    found = ((one.name.lower().replace("_", "-"), one.version.partition("+")[0]) for one in distributions())
-    return {name: version for name, version in found if name in names}
+    found: dict[str, str] = {}
+    for name in {pin.partition("==")[0] for extra in extras for pin in pins[extra]}:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name).partition("+")[0]
+    return found

