@@ -73,6 +73,14 @@ def opened(directory: Path) -> tuple[list[Any], Any]:
     return list(repo.index.stages), repo.lock
 
 
+@functools.cache
+def parsed(path: str, content: bytes, fs: Any) -> Any:
+    """The values of a file of parameters, of which `content` is the text."""
+    from dvc.utils.serialize import load_path
+
+    return load_path(path, fs)
+
+
 def would_run(directory: Path) -> set[str]:
     """The stages that `dvc repro --dry` would name first, asked of DVC in this process: a command takes seconds."""
     from dvc.dependency import param
@@ -80,7 +88,7 @@ def would_run(directory: Path) -> set[str]:
     with contextlib.chdir(directory), pytest.MonkeyPatch.context() as patch:
         # For each stage, DVC writes a lock of its files and parses both files of parameters: most of the time.
         patch.setattr("dvc.rwlock.rwlock", lambda *_: contextlib.nullcontext())
-        patch.setattr(param, "load_path", functools.cache(param.load_path))
+        patch.setattr(param, "load_path", lambda path, fs: parsed(path, Path(path).read_bytes(), fs))
         found, lock = opened(directory)
         with lock:
             return {stage.addressing for stage in found if stage.changed()}

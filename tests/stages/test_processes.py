@@ -127,6 +127,7 @@ def test_a_process_that_is_killed_ends_the_others(two: tuple[Path, list[str]]) -
     assert "train: training process 1 ended with status -9" in printed.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_several_cards_are_refused_where_they_are_not(project: Path) -> None:
     done = run_command(project, stages(project)["train"]["cmd"], GPUS="2", CUDA_VISIBLE_DEVICES="")
     refused(done, "GPUS=2", "train.gradient_accumulation_steps", "torch finds 0 of 2 cards")
