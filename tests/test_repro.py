@@ -227,7 +227,7 @@ def test_an_edit_that_changes_no_result_is_recorded_with_dvc_commit(copy: Path) 
     path.write_text(path.read_text() + "# a comment\n")
     assert would_run(copy) == imported_by("pipeline/core/errors.py")
     with contextlib.chdir(copy):
-        dvc_here("commit", "--force")
+        dvc_here("commit", "--force", "--quiet")
     opened.cache_clear()  # it read dvc.lock before
     assert would_run(copy) == set()
 

@@ -4,8 +4,7 @@ import hashlib
 import json
 import sys
 import tomllib
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,5 @@ def run_key(params: dict[str, Any], inputs: list[Path], extras: list[str], devic
 def installed(extras: list[str]) -> dict[str, str]:
     """Package -> installed version of the packages in `extras`, those that are not installed left out."""
     pins = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    found: dict[str, str] = {}
-    for name in {pin.partition("==")[0] for extra in extras for pin in pins[extra]}:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name).partition("+")[0]
-    return found
+    names = {pin.partition("==")[0] for extra in extras for pin in pins[extra]}
+    return {name: one.version.partition("+")[0] for name in names for one in distributions(name=name)}

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,13 +26,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
     module.__file__ = "module.py"
     monkeypatch.setitem(sys.modules, "pipeline.made_up", module)
     found = {"torch": "2.1", "scipy": "1.0"}
-
-    def version(name: str) -> str:
-        if name not in found:
-            raise PackageNotFoundError(name)
-        return found[name]
-
-    monkeypatch.setattr(resume, "version", version)
+    listed: Any = lambda name: [SimpleNamespace(version=found[name])] if name in found else []  # noqa: E731
+    monkeypatch.setattr(resume, "distributions", listed)
     return found
 
 
