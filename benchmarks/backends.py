@@ -104,6 +104,8 @@ def main() -> None:
         lines.append(f"{params.backend} {batch}: {json.dumps(found)}")
         print(lines[-1], flush=True)
         key = f"train.{options.name}{f'.{params.backend}.{batch}' if options.batches else ''}"
+        if options.attention:
+            key = f"train.batch{params.per_device_train_batch_size * params.gradient_accumulation_steps}"
         figures[f"{key}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
         figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         if options.attention:
@@ -119,7 +121,8 @@ def main() -> None:
                 pairs = zip(found[name], before[name], strict=True)
                 difference = max(abs(a - b) / abs(b) for a, b in pairs)
                 figures[f"{key}.{name}_difference"] = (round(difference, 6), "of a step's, the largest")
-    log = LOGS / f"backends_{runs[0].backend if options.batches else options.profile.stem}.log"
+    of = "attention" if options.attention else runs[0].backend if options.batches else options.profile.stem
+    log = LOGS / f"backends_{of}.log"
     given = shlex.join(sys.argv[1:]).replace(str(options.project), "DIR")
     record(figures, f"python -m benchmarks.backends {given}", log, text="\n".join(lines))
 
