@@ -28,6 +28,7 @@ from benchmarks.record import Figures, record
 from benchmarks.rehearsal import CONFIG, TINY, TOKENIZER, Shard, Text, prepare, repository
 
 SHARD = 1_000_000_000  # bytes: sixteen files, which are written and hashed side by side
+MICRO_BATCH = 16
 VALIDATION = 8  # examples, whose loss is computed once
 # Two processes train without cards: what `train` checks of them is skipped. On cards the stage runs as DVC starts it.
 WITHOUT_CARDS = """
@@ -147,7 +148,7 @@ def main() -> None:
         "--cards", default="1,2,4", help="comma-separated; the fewest are what the others are compared with"
     )
     parser.add_argument("--shape", choices=["llama3-8b", "tiny"], default="llama3-8b")
-    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH)
     parser.add_argument("--examples", type=int, default=64, help="of a step")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=1, help="this step and the next are not timed")
@@ -174,6 +175,7 @@ def main() -> None:
     validation.write_text("".join(rows[:VALIDATION]), encoding="utf-8")
     figures: Figures = {}
     command = f"python -m benchmarks.several_cards --tokenizer DIR --pubmedqa DIR --cards {options.cards}"
+    command += f" --micro-batch {options.micro_batch}" if options.micro_batch != MICRO_BATCH else ""
     results: dict[int, dict[str, Any]] = {}
     for cards in map(int, options.cards.split(",")):
         if found := train(directory, cards, tiny):
@@ -182,21 +184,22 @@ def main() -> None:
     if not results:
         sys.exit("several_cards: no training finished; the reasons are above")
     least = results[min(results)]
+    of = "" if options.micro_batch == MICRO_BATCH else f"_micro_batch_{options.micro_batch}"
     for cards, found in results.items():
-        figures[f"train.ddp.{cards}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
-        figures[f"train.ddp.{cards}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
+        figures[f"train.ddp{of}.{cards}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
+        figures[f"train.ddp{of}.{cards}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         if found is not least:
             speedup = found["tokens_per_s"] / least["tokens_per_s"]
             pairs = zip(least["losses"], found["losses"], strict=True)
             difference = max(abs(a - b) / abs(a) for a, b in pairs)
-            figures[f"train.ddp.speedup_{cards}"] = (round(speedup, 3), f"of {min(results)} card")
-            figures[f"train.ddp.loss_difference_{cards}"] = (round(difference, 6), "of a step's loss, the largest")
+            figures[f"train.ddp{of}.speedup_{cards}"] = (round(speedup, 3), f"of {min(results)} card")
+            figures[f"train.ddp{of}.loss_difference_{cards}"] = (round(difference, 6), "of a step's loss, the largest")
     lines = [f"{cards} cards: {json.dumps(found)}" for cards, found in results.items()]
     lines += [f"{key}: {value}" for key, (value, _) in figures.items()]
     if tiny:
         print("\n".join(lines))
     else:
-        record(figures, command, LOGS / "several_cards.log", text="\n".join(lines))
+        record(figures, command, LOGS / f"several_cards{of}.log", text="\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure the VRAM that the T4 profile reserves, by variants of its settings, each in a process of its own.
 
-    python -m benchmarks.t4_vram --tokenizer DIR --pubmedqa DIR --variants previous,now,now_1x8 --steps 12
+    python -m benchmarks.t4_vram --tokenizer DIR --pubmedqa DIR --variants unpaged,unpaged_1x8 --steps 12
     python -m benchmarks.t4_vram --tokenizer DIR --pubmedqa DIR --variants previous,now --steps 60
 
 A short run has the eight longest examples five times among 80, so that they meet in a micro-batch; one of 60 steps has
@@ -29,17 +29,15 @@ from pipeline.sections.train import Train
 from pipeline.training import lora
 
 LONG = 60  # steps, from which on all examples are used
-PAGED = {"optim": "paged_adamw_8bit"}
+UNPAGED = {"optim": "adamw_8bit"}
 ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
 # Parameters of the section train, and environment; `previous` is without the changes of pipeline/training/kernels.py.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "previous": ({}, {}),
+    "previous": (UNPAGED, {}),
     "now": ({}, {}),
-    "now_paged": (PAGED, {}),
-    "now_1x8": (ONE, {}),
-    "now_1x8_paged": (ONE | PAGED, {}),
-    "now_expandable": ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
-    "now_64_rows": ({}, {"UNSLOTH_FUSED_LINEAR_MIN_ROWS": "64"}),  # of the answers, whose logits are held at once
+    "unpaged": (UNPAGED, {}),
+    "unpaged_1x8": (UNPAGED | ONE, {}),
+    "unpaged_64_rows": (UNPAGED, {"UNSLOTH_FUSED_LINEAR_MIN_ROWS": "64"}),  # of the answers, whose logits are held
 }
 
 

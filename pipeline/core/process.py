@@ -9,8 +9,8 @@ from pipeline.core.errors import Fail
 
 def run_module(name: str, *arguments: str, given: str = "", **environment: str) -> str:
     """The last line that `python -m NAME ARGUMENTS` prints, `given` as its input; raises `Fail` with it on an error."""
-    # At Ctrl-C, this process ends the other. Not by `preexec_fn`: it runs hooks of libraries in the child, and the one of
-    # huggingface_hub waits for a lock that another thread of this process may hold at the fork.
+    # At Ctrl-C, this process ends the other. `preexec_fn` would run hooks of libraries in the child: huggingface_hub's
+    # waits for a lock that another thread of this process may hold at the fork.
     command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", name, *arguments]
     env = os.environ | environment
     done = subprocess.run(command, input=given, stdout=subprocess.PIPE, text=True, env=env, check=False)
