@@ -24,20 +24,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 from ruamel.yaml import YAML
 
 from benchmarks.machine import HERE, LOGS, ROOT, environment
 from benchmarks.record import Figures, record
-from benchmarks.rehearsal import Text, prepare, repro, serve
+from benchmarks.rehearsal import Shard, Text, prepare, repro, serve
+from pipeline.core.example import Example
+from pipeline.core.files import read_rows
+from pipeline.core.question import Question
+from pipeline.reporting.compare import difference, divergence
+from pipeline.scoring.predictions import read_predictions
+from pipeline.sections.report import Report
+from pipeline.stages.baseline import text_decisions
 
 PROFILE = ROOT / "profiles/smollm2-135m.yaml"
 RUN = HERE / "runs/smollm2-135m"
 SEEDS = (1, 2, 3, 4)  # besides the profile's
 TRAINED = ("train", "merge", "quantize", "evaluate")
 QUANTIZED = ("quantize", "evaluate")
-MATRIX = {"imatrix_questions": 100, "quant_types": ["Q4_0", "IQ4_NL"]}
+MATRIX: dict[str, Any] = {"imatrix_questions": 100, "quant_types": ["Q4_0", "IQ4_NL"]}
 CARDS = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")  # the run takes the first, variants all in turn
 
 
@@ -94,12 +101,13 @@ def run_all(run: Path, stages: list[str], url: str, variants: int) -> dict[str, 
     return measured
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def figures(run: Path, measured: dict[str, dict[str, float]]) -> Figures:
-    """Mean and spread over seeds, and seconds by stage."""
-
-    def read(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text(encoding="utf-8"))
-
+    """Mean and spread over seeds, the run against its rivals, its files with and without a matrix, seconds by stage."""
     paths = [directory / "metrics/evaluate.json" for directory in (run, *seed_directories(run))]
     chats = [read(path)["chat"] for path in paths if path.exists()]
     accuracies, f1s = [chat["accuracy"]["value"] for chat in chats], [chat["macro_f1"] for chat in chats]
@@ -112,7 +120,48 @@ def figures(run: Path, measured: dict[str, dict[str, float]]) -> Figures:
     if len(chats) > 1:
         found["smollm2.tuned_accuracy_sd"] = (round(stdev(accuracies), 4), "over seeds")
         found["smollm2.tuned_macro_f1_sd"] = (round(stdev(f1s), 4), "over seeds")
+    found |= against_rivals(run) | of_files(run)
     return found | {f"smollm2.{name}.wall_s": (costs["wall_s"], "s") for name, costs in measured.items()}
+
+
+def against_rivals(run: Path) -> Figures:
+    """Accuracy of the run's GGUF minus that of its rivals on the same questions, with paired intervals."""
+    predictions, data = run / "metrics/predictions", run / "data/formatted"
+    tuned = read_predictions(predictions / "tuned.csv")["chat"]
+    chosen = read(run / "metrics/compare.json")["base_protocol"]["chosen"]
+    rivals = {"base": read_predictions(predictions / "base.csv")[chosen]}
+    fitting = [*read_rows(data / "train.jsonl", Example), *read_rows(data / "validation_questions.jsonl", Question)]
+    questions = sorted(read_rows(data / "test.jsonl", Question), key=lambda row: row.pmid)
+    for name, labels in text_decisions(fitting, questions).items():
+        rivals[name] = [row._replace(prediction=cast(Any, label)) for row, label in zip(tuned, labels, strict=True)]
+    params = Report(**YAML(typ="safe").load(run / "params.yaml")["report"])
+    found: Figures = {}
+    for name, rows in rivals.items():
+        minus = difference(rows, tuned, params)
+        value, low, high = (
+            round(100 * end, 1) for end in (minus.accuracy.value, minus.accuracy.low, minus.accuracy.high)
+        )
+        unit = f"points of accuracy ({params.confidence:.0%} interval {low} to {high}, p {minus.mcnemar_p:.2g})"
+        found[f"smollm2.tuned_minus_{name}"] = (value, unit)
+    return found
+
+
+def of_files(run: Path) -> Figures:
+    """Accuracy, changed decisions and KL against 16 bits of the types that were quantized with a matrix and without."""
+    predictions, matrix = run / "metrics/predictions", run.parent / "matrix/metrics/predictions"
+    merged = read_predictions(predictions / "merged.csv")["chat"]
+    found: Figures = {}
+    for quant_type in MATRIX["quant_types"]:
+        first = quant_type == MATRIX["quant_types"][0]
+        with_matrix = matrix / ("tuned.csv" if first else f"files/{quant_type}.csv")
+        for kind, path in (("without", predictions / f"files/{quant_type}.csv"), ("with", with_matrix)):
+            if path.exists():
+                rows, key = read_predictions(path)["chat"], f"smollm2.imatrix.{quant_type}.{kind}"
+                changed = sum(one.prediction != other.prediction for one, other in zip(merged, rows, strict=True))
+                found[f"{key}.accuracy"] = (sum(row.prediction == row.label for row in rows) / len(rows), "")
+                found[f"{key}.changed"] = (changed, f"of {len(rows)}")
+                found[f"{key}.kl"] = (round(divergence(merged, rows), 5), "nats")
+    return found
 
 
 def seed_directories(run: Path) -> list[Path]:
@@ -143,7 +192,9 @@ def main() -> None:
     run.mkdir(parents=True, exist_ok=True)
     profile: dict[str, Any] = YAML(typ="safe").load(PROFILE)
     base = {key: profile["base"][key] for key in ("repo_id", "revision")}
-    files = {path.name: Text(path.read_bytes()) for path in options.model.iterdir() if path.is_file()}
+    files: dict[str, Text | Shard] = {
+        path.name: Text(path.read_bytes()) for path in options.model.iterdir() if path.is_file()
+    }
     with serve(base["repo_id"], base["revision"], files, options.pubmedqa, options.port) as server:
         url = f"http://127.0.0.1:{options.port}"
         prepare(run, PROFILE, base, url)

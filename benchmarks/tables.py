@@ -86,9 +86,12 @@ def smollm2_notes(read: Read) -> list[str]:
         f1 = figures["smollm2.tuned_macro_f1"]["value"]
         lines.append(
             f"SmolLM2, tuned, {mean['unit'].partition(':')[0]}: accuracy {100 * mean['value']:.1f} % "
-            f"(standard deviation {100 * spread['value']:.1f}), macro-F1 {100 * f1:.1f} %."
+            f"(standard deviation {100 * spread['value']:.1f}), macro-F1 {100 * f1:.1f} %.\\"
         )
-    return ["", *lines] if lines else []
+    for name, rival in (("majority", "the majority answer"), ("tfidf", "TF-IDF")):
+        if minus := figures.get(f"smollm2.tuned_minus_{name}"):
+            lines.append(f"Its file minus {rival}: {minus['value']} {minus['unit']}.\\")
+    return ["", *lines[:-1], lines[-1].removesuffix("\\")] if lines else []
 
 
 def result_table(read: Read, runs: Iterable[Path]) -> list[str]:
@@ -108,7 +111,9 @@ def result_table(read: Read, runs: Iterable[Path]) -> list[str]:
 def stage_table(read: Read) -> list[str]:
     """Each stage of dvc.yaml: what it reads and writes, its sections of params.yaml, and its times where measured."""
     times = {
-        key: f"{round(row['value']) // 60}:{round(row['value']) % 60:02d}" for key, row in figures_in(read).items()
+        key: f"{round(row['value']) // 60}:{round(row['value']) % 60:02d}"
+        for key, row in figures_in(read).items()
+        if key.endswith(".wall_s")
     }
     timed = {title: run for title, run in TIMED.items() if f"{run}.train.wall_s" in times}
     lines = [

@@ -1,7 +1,8 @@
-"""Draw the model card and a question asked in a terminal for the README: `python -m tools.screenshots`.
+"""Draw pictures for the README. Needs Debian's chromium and a finished run.
 
-Needs Debian's chromium and a finished run. Writes docs/pictures/card.png and docs/pictures/ask.png. To look at another
-page, as the review comment or dvc_plots/index.html: `python -m tools.screenshots PAGE.md PICTURE.png HEIGHT`.
+python -m tools.screenshots                             the model card: docs/pictures/card.png
+python -m tools.screenshots FILE.gguf                   a question about a made-up abstract: docs/pictures/ask.png
+python -m tools.screenshots PAGE.md PICTURE.png HEIGHT  another page, as the review comment or dvc_plots/index.html
 """
 
 import html
@@ -12,11 +13,14 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from pipeline.core.files import read_rows
-from pipeline.core.question import Question
-from pipeline.scoring.protocols import abstract_of
-
 PICTURES = Path("docs/pictures")
+ASKED = "Does belacine relieve pain in knee osteoarthritis?"
+ABSTRACT = (
+    "We randomly assigned 214 adults with knee osteoarthritis to belacine 20 mg or placebo, once a day for 12 weeks. "
+    "The primary outcome was the change in pain on a scale of 0 to 100. Pain fell by 31.4 points with belacine and by "
+    "18.9 points with placebo (difference 12.5, 95% CI 7.9 to 17.1; P<0.001). Stiffness and use of rescue analgesics "
+    "fell as well. Headache was reported by 9% and 7% of the patients."
+)
 STYLE = """body { font: 15px/1.5 sans-serif; margin: 24px; width: 860px } img { max-width: 100% }
 table { border-collapse: collapse } td, th { border: 1px solid #ccc; padding: 3px 9px }
 pre.terminal { background: #1d1f21; color: #e0e0e0; padding: 18px; white-space: pre-wrap }"""
@@ -46,23 +50,29 @@ def show(page: Path, picture: Path, height: int) -> None:
         photograph(page, picture, 1500, height)
 
 
+def ask(gguf: Path) -> None:
+    """Draw a question that is asked of a model in a terminal."""
+    shown = f'$ cat abstract.txt\n{ABSTRACT}\n\n$ python -m pipeline ask "{ASKED}" --context abstract.txt\n'
+    command = [sys.executable, "-m", "pipeline", "ask", ASKED, "--context", "-", "--gguf", str(gguf)]
+    shown += subprocess.run(command, input=ABSTRACT, check=True, capture_output=True, text=True).stdout
+    draw(f'<pre class="terminal">{html.escape(shown)}</pre>', Path(), PICTURES / "ask.png", 430)
+
+
 def main() -> None:
-    """Draw both pictures."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    """Draw the model card."""
     release = Path("models/release")
     card = (release / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     draw(MarkdownIt().enable("table").render(card), release, PICTURES / "card.png", 1500)
 
-    row = read_rows(Path("data/formatted/test.jsonl"), Question)[0]
-    abstract, question = abstract_of(row), row.question
-    shown = f'$ cat abstract.txt\n{abstract}\n\n$ python -m pipeline ask "{question}" --context abstract.txt\n'
-    command = [sys.executable, "-m", "pipeline", "ask", question, "--context", "-"]
-    shown += subprocess.run(command, input=abstract, check=True, capture_output=True, text=True).stdout
-    draw(f'<pre class="terminal">{html.escape(shown)}</pre>', release, PICTURES / "ask.png", 400)
-
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        show(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
-    else:
-        main()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    match sys.argv[1:]:
+        case []:
+            main()
+        case [gguf]:
+            ask(Path(gguf))
+        case [page, picture, height]:
+            show(Path(page), Path(picture), int(height))
+        case _:
+            sys.exit(__doc__)

@@ -34,31 +34,36 @@ def words(row: Example | Question) -> str:
     return row.text if isinstance(row, Example) else evidence(row.question, abstract_of(row))
 
 
-def text_baselines(fitting: Sequence[Example | Question], asked: Sequence[Question]) -> dict[str, Any]:
-    """Accuracy and macro-F1 on `asked` of the majority label and of TF-IDF + regression, fitted on `fitting`."""
+def text_decisions(fitting: Sequence[Example | Question], asked: Sequence[Question]) -> dict[str, list[str]]:
+    """The labels that each text baseline, fitted on `fitting`, gives to the questions `asked`."""
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, f1_score
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
 
     # In the order of PMIDs: the folds, and so C, must not depend on what was drawn for validation.
     fitting = sorted(fitting, key=lambda row: row.pmid)
-    texts, answers = [words(row) for row in fitting], [row.label for row in fitting]
-    questions, gold = [words(row) for row in asked], [row.label for row in asked]
+    texts, answers, questions = [words(row) for row in fitting], [row.label for row in fitting], list(map(words, asked))
     folds = max(2, min(10, *(answers.count(label) for label in set(answers))))
     tfidf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2), LogisticRegression(max_iter=1000)
     )
-    figures: dict[str, Any] = {}
-    for name, classifier in {
+    classifiers = {
         "majority": DummyClassifier(strategy="most_frequent"),
         "tfidf": GridSearchCV(tfidf, {"logisticregression__C": [1, 10, 100]}, cv=folds),
-    }.items():
-        predicted = classifier.fit(texts, answers).predict(questions)
-        right = round(float(accuracy_score(gold, predicted, normalize=False)))
-        macro_f1: Any = f1_score(gold, predicted, labels=list(LABELS), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
+    }
+    return {name: list(found.fit(texts, answers).predict(questions)) for name, found in classifiers.items()}
+
+
+def text_baselines(fitting: Sequence[Example | Question], asked: Sequence[Question]) -> dict[str, Any]:
+    """Accuracy and macro-F1 on `asked` of the majority label and of TF-IDF + regression, fitted on `fitting`."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    gold, figures = [row.label for row in asked], dict[str, Any]()
+    for name, decided in text_decisions(fitting, asked).items():
+        right = round(float(accuracy_score(gold, decided, normalize=False)))
+        macro_f1: Any = f1_score(gold, decided, labels=list(LABELS), average="macro", zero_division=0)  # pyright: ignore[reportArgumentType]
         figures[name] = {"accuracy": rounded(wilson(right, len(gold), 0.95)), "macro_f1": rounded(float(macro_f1))}
     return figures
 
