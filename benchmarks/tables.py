@@ -80,18 +80,18 @@ def run_row(run: Path, read: Read) -> tuple[tuple[bool, bool, bool, str], str] |
 def smollm2_notes(read: Read) -> list[str]:
     """Below the table: where the weights of the SmolLM2 run came from, and mean and spread over its seeds."""
     note, figures = metrics_in(SMOLLM2, "base", read).get("weights_note"), figures_in(read)
-    lines = [f"\\* Weights from a 4-bit copy: {note}.\\"] if note else []
+    lines = [f"\\* Weights from a 4-bit copy: {note}."] if note else []
     mean, spread = (figures.get(f"smollm2.{key}") for key in ("tuned_accuracy", "tuned_accuracy_sd"))
     if mean and spread:  # of several seeds
         f1 = figures["smollm2.tuned_macro_f1"]["value"]
         lines.append(
             f"SmolLM2, tuned, {mean['unit'].partition(':')[0]}: accuracy {100 * mean['value']:.1f} % "
-            f"(standard deviation {100 * spread['value']:.1f}), macro-F1 {100 * f1:.1f} %.\\"
+            f"(standard deviation {100 * spread['value']:.1f}), macro-F1 {100 * f1:.1f} %."
         )
     for name, rival in (("majority", "the majority answer"), ("tfidf", "TF-IDF")):
         if minus := figures.get(f"smollm2.tuned_minus_{name}"):
-            lines.append(f"Its file minus {rival}: {minus['value']} {minus['unit']}.\\")
-    return ["", *lines[:-1], lines[-1].removesuffix("\\")] if lines else []
+            lines.append(f"Its file minus {rival}: {minus['value']} {minus['unit']}.")
+    return ["", "\\\n".join(lines)] if lines else []
 
 
 def result_table(read: Read, runs: Iterable[Path]) -> list[str]:
