@@ -52,7 +52,11 @@ def test_no_hook_of_a_library_runs_at_the_start(tmp_path: Path):
 def test_ctrl_c_ends_the_process_without_a_traceback_of_its_own(tmp_path: Path):
     code = "import os, pathlib, time\npathlib.Path('started').touch()\ntime.sleep(60)"
     (tmp_path / "worker.py").write_text(code)
-    (tmp_path / "caller.py").write_text("from pipeline.core.process import run_module\nrun_module('worker')")
+    (tmp_path / "caller.py").write_text(
+        "import signal\nfrom pipeline.core.process import run_module\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
+        "run_module('worker')"
+    )
     process = subprocess.Popen(
         [sys.executable, "caller.py"],
         cwd=tmp_path,
