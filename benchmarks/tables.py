@@ -33,9 +33,10 @@ SPEEDS = {"vram_gib": ".2f", "prompt_tokens_per_s": ",.0f", "generated_tokens_pe
 FACTS = (
     ("most disk in use, without `.venv`, GB", "rehearsal.disk_gb", ".1f"),
     ("the GGUF, GB", "rehearsal.gguf_gb", ".2f"),
-    ("VRAM of training, `llama3-8b-t4`, GiB", "rehearsal.train.vram_gib", ".2f"),
+    ("VRAM of training, `llama3-8b-t4`, GiB", "train.t4.peak_reserved_gib", ".2f"),
     ("VRAM of training, `llama3-8b`, GiB", "train.h200.peak_reserved_gib", ".2f"),
     ("training on the H200, `llama3-8b`, tokens/s", "train.h200.tokens_per_s", ",.0f"),
+    ("the same with 32 examples a step", "train.batch32.tokens_per_s", ",.0f"),
     ("scoring on the H200, tokens/s", "evaluate.cuda.33_layers.scored_tokens_per_s", ",.0f"),
     ("its time over decoding the prompts alone", "evaluate.cuda.33_layers.time_over_bare_prompt", ".2f"),
 )
