@@ -103,9 +103,9 @@ def main() -> None:
         batch = f"{params.per_device_train_batch_size}x{params.gradient_accumulation_steps}"
         lines.append(f"{params.backend} {batch}: {json.dumps(found)}")
         print(lines[-1], flush=True)
-        key = f"train.{options.name}{f'.{params.backend}.{batch}' if options.batches else ''}"
-        if options.attention:
-            key = f"train.batch{params.per_device_train_batch_size * params.gradient_accumulation_steps}"
+        examples = params.per_device_train_batch_size * params.gradient_accumulation_steps
+        measured = f"{options.name}{f'.{params.backend}.{batch}' if options.batches else ''}"
+        key = f"train.batch{examples}" if options.attention else f"train.{measured}"
         figures[f"{key}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
         figures[f"{key}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         if options.attention:

@@ -125,18 +125,15 @@ def figures(run: Path, measured: dict[str, dict[str, float]]) -> Figures:
 
 
 def against_rivals(run: Path) -> Figures:
-    """Accuracy of the run's GGUF minus that of its rivals on the same questions, with paired intervals."""
-    predictions, data = run / "metrics/predictions", run / "data/formatted"
-    tuned = read_predictions(predictions / "tuned.csv")["chat"]
-    chosen = read(run / "metrics/compare.json")["base_protocol"]["chosen"]
-    rivals = {"base": read_predictions(predictions / "base.csv")[chosen]}
+    """Accuracy of the run's GGUF minus that of the text baselines on the same questions, with paired intervals."""
+    data = run / "data/formatted"
+    tuned = read_predictions(run / "metrics/predictions/tuned.csv")["chat"]
     fitting = [*read_rows(data / "train.jsonl", Example), *read_rows(data / "validation_questions.jsonl", Question)]
     questions = sorted(read_rows(data / "test.jsonl", Question), key=lambda row: row.pmid)
-    for name, labels in text_decisions(fitting, questions).items():
-        rivals[name] = [row._replace(prediction=cast(Any, label)) for row, label in zip(tuned, labels, strict=True)]
     params = Report(**YAML(typ="safe").load(run / "params.yaml")["report"])
     found: Figures = {}
-    for name, rows in rivals.items():
+    for name, labels in text_decisions(fitting, questions).items():
+        rows = [row._replace(prediction=cast(Any, label)) for row, label in zip(tuned, labels, strict=True)]
         minus = difference(rows, tuned, params)
         value, low, high = (
             round(100 * end, 1) for end in (minus.accuracy.value, minus.accuracy.low, minus.accuracy.high)
@@ -170,9 +167,9 @@ def seed_directories(run: Path) -> list[Path]:
 
 
 def keep(run: Path) -> None:
-    """Copy parameters, lock and JSON and CSV metrics of the run, and predictions of the variants, into RUN."""
-    chosen = [run / "params.yaml", run / "dvc.lock", *run.glob("metrics/**/*.json"), *run.glob("metrics/**/*.csv")]
-    chosen += (run.parent / "matrix").glob("metrics/**/*.csv")
+    """Copy parameters, lock, JSON metrics and predictions of the run, and the matrix's predictions, into RUN."""
+    chosen = [run / "params.yaml", run / "dvc.lock", *run.glob("metrics/**/*.json")]
+    chosen += [*run.glob("metrics/predictions/**/*.csv"), *run.parent.glob("matrix/metrics/predictions/**/*.csv")]
     for path in chosen:
         target = RUN / path.relative_to(run if run in path.parents else run.parent)
         target.parent.mkdir(parents=True, exist_ok=True)

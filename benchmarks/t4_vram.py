@@ -117,7 +117,7 @@ def main() -> None:
             continue
         lines.append(f"{name}, {options.steps} steps: {json.dumps(found)}")
         say(lines[-1])
-        kind = "" if options.steps >= LONG and name == "now" else f".{name}"
+        kind = ("" if options.steps >= LONG else ".longest") + ("" if name == "now" else f".{name}")
         figures[f"train.t4{kind}.peak_reserved_gib"] = (found["peak_reserved_gib"], "GiB")
         figures[f"train.t4{kind}.tokens_per_s"] = (found["tokens_per_s"], "tokens/s")
         if not tiny:

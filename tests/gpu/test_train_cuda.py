@@ -137,11 +137,12 @@ def test_two_cards_train_as_one_whether_visible_or_used(project: Path) -> None:
 
 @pytest.mark.parametrize("layers", [0, 1, 999])
 def test_evaluate_with_some_layers_on_the_card(project: Path, layers: int) -> None:
-    """Nine log-probabilities of ten agree to 0.3: the card's kernels round activations in another way than a CPU's."""
-    before = table(project / "metrics" / "predictions" / "tuned.csv")
-    done = run_command(project, stages(project)["evaluate"]["cmd"], N_GPU_LAYERS=str(layers))
-    assert done.returncode == 0, done.stderr
-    after = table(project / "metrics" / "predictions" / "tuned.csv")
+    """As on this machine's CPU: `project` may be a copy of another machine's run, which rounds differently."""
+    tables: list[list[dict[str, str]]] = []
+    for environment in ({"CUDA_VISIBLE_DEVICES": ""}, {"N_GPU_LAYERS": str(layers)}):
+        done = run_command(project, stages(project)["evaluate"]["cmd"], **environment)
+        assert done.returncode == 0, done.stderr
+        tables.append(table(project / "metrics" / "predictions" / "tuned.csv"))
+    before, after = tables
     assert [row["pmid"] for row in after] == [row["pmid"] for row in before]
-    differences = [abs(float(one["yes"]) - float(other["yes"])) for one, other in zip(after, before, strict=True)]
-    assert sum(difference > 0.3 for difference in differences) <= len(before) / 10
+    assert [float(row["yes"]) for row in after] == pytest.approx([float(row["yes"]) for row in before], abs=0.3)
